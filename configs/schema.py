@@ -1,0 +1,103 @@
+"""Every fixed key a YAML may hold: frozen dataclasses, one line of help per field.
+
+What is chosen by name (the encoder under `model`, each entry of `losses`) is not here: its constructor is its schema.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from utils.config import load_layers, typed
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """What is read, and how it becomes batches."""
+
+    dataset: str = "synthetic"  # an adapter of datasets/annotations.py
+    root: str = "data"  # folder that holds the data sets' folders
+    image_size: tuple[int, int] = (384, 128)  # height, width in pixels
+    image_aug: list[str] = field(default_factory=list)  # of datasets/transforms.py, applied in that file's order
+    tokenizer: str | None = None  # hub name, tokenizer folder or merges file; null: the one in the data set's folder
+    text_length: int = 77  # tokens of a caption, start and end of text included
+    batch_size: int = 64  # pairs per step, over all processes
+    workers: int | None = None  # data loading processes; null: one per core, at most 8; 0: none
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Optimizer settings for the parameters whose name matches a regular expression."""
+
+    match: str  # searched anywhere in the parameter's dotted name
+    lr_mult: float | None = None  # multiplies solver.lr; null: as before this rule
+    weight_decay: float | None = None  # replaces solver.weight_decay; null: as before this rule
+
+
+@dataclass(frozen=True)
+class ScheduleConfig:
+    """Learning rate over epochs; the formulas are in solver/schedule.py."""
+
+    name: Literal["cosine", "step", "linear", "exp", "poly", "constant"] = "cosine"
+    warmup_epochs: int = 0  # epochs before the schedule proper begins
+    warmup_factor: float = 0.1  # the first epoch's rate, as a part of lr
+    warmup: Literal["linear", "constant"] = "linear"  # how the rate moves during warm-up
+    min_lr: float = 0.0  # where cosine ends and poly starts from, for lr_mult 1 (other groups: in proportion)
+    milestones: list[int] = field(default_factory=lambda: [20, 50])  # step: epochs after which the rate drops
+    gamma: float = 0.1  # step: factor of each drop
+    power: float = 0.9  # exp, poly: base of the power
+
+
+@dataclass(frozen=True)
+class SolverConfig:
+    """Optimizer and schedule."""
+
+    optimizer: Literal["adam", "adamw", "sgd"] = "adam"
+    lr: float = 1e-5  # base learning rate
+    betas: tuple[float, float] = (0.9, 0.999)  # adam, adamw
+    eps: float = 1e-8  # adam, adamw
+    momentum: float = 0.9  # sgd
+    weight_decay: float = 0.0  # coupled (L2) in adam and sgd, decoupled in adamw
+    rules: list[Rule] = field(default_factory=list)  # later rules win, key by key
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """The training loop."""
+
+    epochs: int = 60
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"  # of autocast; weights and losses are fp32 in all three
+    seed: int = 1  # of weights, shuffling, augmentation and masking
+    clip_grad: float | None = None  # largest gradient norm; null: no clipping
+    accumulate: int = 1  # batches per optimizer step (their gradients are averaged)
+    compile: bool = False  # torch.compile the encoder's towers
+    log_every: int = 100  # steps between two log lines
+    output: str = "runs"  # run folders are <output>/<dataset>/<time>_<name>
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    """Evaluation during and after training."""
+
+    every: int = 1  # epochs between two evaluations (the last epoch is always evaluated)
+    select_on: Literal["val", "test"] = "val"  # the split whose t2i R1 chooses best.pt
+    batch_size: int = 256  # images or captions per forward pass
+
+
+@dataclass(frozen=True)
+class Config:
+    """The record of one experiment."""
+
+    name: str = "run"  # ends the run folder's name
+    data: DataConfig = field(default_factory=DataConfig)
+    model: dict[str, Any] = field(default_factory=dict)  # name: an encoder; the rest: its constructor's options
+    losses: dict[str, dict[str, Any]] = field(default_factory=dict)  # loss name -> its constructor's options
+    solver: SolverConfig = field(default_factory=SolverConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+
+
+def load_config(path: str | Path, overrides: Iterable[str] = ()) -> Config:
+    """The config that a YAML file and `a.b=c` overrides mean; raises `ConfigError`."""
+    return typed(Config, load_layers(path, overrides))

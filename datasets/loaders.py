@@ -1,0 +1,101 @@
+"""Config + annotations + the fields a task asks for -> data loaders."""
+
+import os
+from collections.abc import Collection
+from typing import NamedTuple
+
+from torch.utils.data import DataLoader
+
+from configs.schema import DataConfig
+from datasets.annotations import Annotations, Record
+from datasets.pairs import Collate, GalleryImages, QueryCaptions, TrainPairs
+from datasets.samplers import RandomBatches
+from datasets.tokenizers import ClipTokenizer, build_tokenizer
+from datasets.transforms import build_transform
+from utils.batch import Batch
+from utils.errors import ConfigError
+
+
+class TrainLoader:
+    """The training batches of one epoch after another; `pairs` tells what is behind a batch's `index`."""
+
+    def __init__(self, pairs: TrainPairs, batches: RandomBatches, loader: DataLoader[Batch]) -> None:
+        self.pairs, self.batches, self.loader = pairs, batches, loader
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def epoch(self, number: int) -> DataLoader[Batch]:
+        """The batches of epoch `number`: their order, augmentation and masking depend on it and on the seed alone."""
+        self.batches.set_epoch(number)
+        self.pairs.set_epoch(number)
+        return self.loader
+
+
+class EvalLoaders(NamedTuple):
+    """One split as gallery (images) and query (captions) batches."""
+
+    gallery: DataLoader[Batch]
+    query: DataLoader[Batch]
+
+
+def build_train_loader(
+    config: DataConfig,
+    annotations: Annotations,
+    tokenizer: ClipTokenizer,
+    *,
+    fields: Collection[str],
+    full_text: bool,
+    seed: int,
+    pin_memory: bool,
+) -> TrainLoader:
+    """Training batches that hold exactly `fields`.
+
+    Args:
+        fields: of utils/batch.py, what the task asks for.
+        full_text: keep all `text_length` columns instead of the longest caption's.
+        seed: of order, augmentation and masking.
+        pin_memory: page-locked batches, for asynchronous copies to a GPU.
+    """
+    transform = build_transform(config.image_size, config.image_aug)
+    pairs = TrainPairs(annotations.train, annotations.train_labels, transform, tokenizer, fields, seed)
+    batches = RandomBatches(len(pairs), config.batch_size, seed)
+    workers = num_workers(config)
+    loader = DataLoader(
+        pairs,
+        batch_sampler=batches,
+        num_workers=workers,
+        collate_fn=Collate(fields, full_text=full_text),
+        pin_memory=pin_memory,
+        persistent_workers=workers > 0,
+    )
+    return TrainLoader(pairs, batches, loader)
+
+
+def build_eval_loaders(
+    config: DataConfig, records: list[Record], tokenizer: ClipTokenizer, *, batch_size: int, pin_memory: bool
+) -> EvalLoaders:
+    """Gallery and query batches of one split, in annotation order."""
+    gallery = GalleryImages(records, build_transform(config.image_size))
+    query = QueryCaptions(records, tokenizer)
+    return EvalLoaders(
+        DataLoader(gallery, batch_size, num_workers=num_workers(config), collate_fn=Collate(), pin_memory=pin_memory),
+        DataLoader(query, batch_size, collate_fn=Collate(), pin_memory=pin_memory),
+    )
+
+
+def data_tokenizer(config: DataConfig, annotations: Annotations) -> ClipTokenizer:
+    """The tokenizer that the config names, or the one in the data set's own folder."""
+    return build_tokenizer(config.tokenizer or str(annotations.folder / "tokenizer"), config.text_length)
+
+
+def num_workers(config: DataConfig) -> int:
+    """Data loading processes; raises `ConfigError` for more than there are cores."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if config.workers is None:
+        return min(cores, 8)
+    if config.workers > cores:
+        raise ConfigError(
+            f"data.workers: {config.workers}, but this machine has {cores} cores; use null for one a core"
+        )
+    return config.workers

@@ -1,0 +1,38 @@
+"""What every encoder offers to the task and the evaluator."""
+
+from abc import ABC, abstractmethod
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+from utils.registry import Registry
+
+
+class Encoded(NamedTuple):
+    """Embeddings (B, D), not normalised, and all projected tokens (B, T, D)."""
+
+    embedding: Tensor
+    tokens: Tensor
+
+
+class Encoder(nn.Module, ABC):
+    """Encodes both modalities into one space of `embed_dim` dimensions.
+
+    A subclass takes (image_size, text_length, pretrained) and, keyword-only, the options a YAML may set under `model`.
+    `logit_scale` (1/temperature, constant) multiplies cosine similarities in the losses; `vocab_size` bounds token ids.
+    """
+
+    embed_dim: int
+    vocab_size: int
+    logit_scale: float
+
+    @abstractmethod
+    def encode_image(self, images: Tensor) -> Encoded:
+        """float (B, 3, H, W) -> embeddings (B, D) and tokens (B, 1 + N, D), the class token first."""
+
+    @abstractmethod
+    def encode_text(self, caption_ids: Tensor) -> Encoded:
+        """int64 (B, L) -> embeddings (B, D) and tokens (B, L, D)."""
+
+
+ENCODERS: Registry[type[Encoder]] = Registry("encoder")

@@ -1,0 +1,56 @@
+"""What an objective is given, and what it owes: the one interface between the task and its losses."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor, nn
+
+from utils.batch import Batch
+from utils.registry import Registry
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is known when the objectives are built: their positional argument."""
+
+    num_pids: int
+    embed_dim: int
+    vocab_size: int
+
+
+@dataclass(frozen=True)
+class Step:
+    """One training step as every objective sees it (B pairs, D dimensions, N patches, L columns of text)."""
+
+    image: Tensor  # float32 (B, D), not normalised
+    text: Tensor  # float32 (B, D), not normalised
+    pids: Tensor  # int64 (B,)
+    logit_scale: float
+    image_tokens: Tensor  # (B, 1 + N, D)
+    texts: Mapping[str, Tensor]  # batch field of token ids -> their tokens (B, L, D)
+    batch: Batch
+
+
+class Objective(nn.Module):
+    """A loss with the parameters that only it needs.
+
+    A subclass takes the facts and, keyword-only, the options that a YAML may set, `weight` among them. Its forward
+    maps a Step to the unweighted loss and to further values for the log.
+    """
+
+    inputs: ClassVar[frozenset[str]] = frozenset()  # batch fields beyond images, captions and pids
+    text_fields: ClassVar[frozenset[str]] = frozenset()  # batch fields of token ids that the text tower must encode
+    full_text: ClassVar[bool] = False  # wants text of all columns, not only up to the longest caption
+    autocast: ClassVar[bool] = False  # runs in the precision of the encoder; losses themselves are fp32
+    captions_from: str | None = None  # the batch field that *every* loss shall read its captions from
+
+    def __init__(self, *, weight: float) -> None:
+        super().__init__()
+        self.weight = weight
+
+    def forward(self, step: Step) -> tuple[Tensor, dict[str, Tensor]]:
+        raise NotImplementedError
+
+
+OBJECTIVES: Registry[type[Objective]] = Registry("loss")

@@ -1,0 +1,127 @@
+"""The trainable whole: an encoder and the objectives that a YAML asks for, as one module."""
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from configs.schema import Config
+from model.encoders import ENCODERS, Encoded, Encoder
+from model.objectives import OBJECTIVES, Facts, Objective, Step
+from utils.batch import Batch
+from utils.config import constructor_options, to_plain
+from utils.errors import ConfigError
+from utils.registry import did_you_mean
+
+
+class RetrievalTask(nn.Module):
+    """Runs the encoder once, then every objective on what it gave.
+
+    Args:
+        encoder: images and captions -> embeddings.
+        objectives: name -> objective, in the order of the log.
+    """
+
+    def __init__(self, encoder: Encoder, objectives: dict[str, Objective]) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.objectives = nn.ModuleDict(objectives)
+        asked = [objective.captions_from for objective in objectives.values() if objective.captions_from]
+        self.caption_field = asked[0] if asked else "caption_ids"
+        extra = frozenset().union(*(objective.text_fields for objective in objectives.values()))
+        self.text_fields = [self.caption_field, *sorted(extra - {self.caption_field})]
+        inputs = frozenset().union(*(objective.inputs for objective in objectives.values()))
+        self.inputs: frozenset[str] = inputs | {"images", "pids", *self.text_fields}
+        self.full_text = any(objective.full_text for objective in objectives.values())
+
+    def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """The weighted sum of the losses, and what to log: each loss unweighted as `<name>_loss`, accuracies."""
+        step = self.encode(batch)
+        total = step.image.new_zeros(())
+        terms: dict[str, Tensor] = {}
+        for name, objective in self.named_objectives():
+            device = step.image.device.type
+            precision = objective.autocast and torch.is_autocast_enabled(device)
+            with torch.autocast(device, enabled=precision), torch.set_grad_enabled(objective.weight != 0):
+                loss, values = objective(step)
+            if objective.weight != 0:  # weight 0: computed and logged, not trained
+                total = total + objective.weight * loss
+            terms |= {f"{name}_loss": loss.detach(), **values}
+        return total, terms
+
+    def named_objectives(self) -> Iterator[tuple[str, Objective]]:
+        """Typed view of `objectives`."""
+        return ((name, module) for name, module in self.objectives.items() if isinstance(module, Objective))
+
+    def encode(self, batch: Batch) -> Step:
+        """One pass of each tower; several kinds of captions go through the text tower as one batch."""
+        image = self.encoder.encode_image(batch["images"])
+        ids = torch.cat([batch[name] for name in self.text_fields])
+        text = self.encoder.encode_text(ids)
+        size = len(batch["images"])
+        texts = dict(zip(self.text_fields, text.tokens.split(size), strict=True))
+        return Step(
+            image=image.embedding.float(),
+            text=text.embedding[:size].float(),
+            pids=batch["pids"],
+            logit_scale=self.encoder.logit_scale,
+            image_tokens=image.tokens,
+            texts=texts,
+            batch=batch,
+        )
+
+    def encode_image(self, images: Tensor) -> Encoded:
+        return self.encoder.encode_image(images)
+
+    def encode_text(self, caption_ids: Tensor) -> Encoded:
+        return self.encoder.encode_text(caption_ids)
+
+
+def resolve(config: Config) -> Config:
+    """The config with every option of its encoder and losses spelt out, all of them checked.
+
+    Raises:
+        ConfigError: an unknown encoder, loss or option; no loss at all.
+    """
+    model = {"name": config.model.get("name"), **to_plain(_encoder(config)[1])}
+    losses = {name: to_plain(options) for name, (_, options) in _objectives(config).items()}
+    return dataclasses.replace(config, model=model, losses=losses)
+
+
+def build_encoder(config: Config, *, pretrained: bool = True) -> Encoder:
+    """The encoder of a config.
+
+    Args:
+        pretrained: False leaves out what `pretrained` options ask for, because a checkpoint is loaded over it.
+    """
+    encoder, options = _encoder(config)
+    return encoder(config.data.image_size, config.data.text_length, pretrained, **options)
+
+
+def build_task(config: Config, num_pids: int, *, pretrained: bool = True) -> RetrievalTask:
+    """The task of a config, for training on `num_pids` identities; raises `ConfigError` like `resolve`."""
+    encoder = build_encoder(config, pretrained=pretrained)
+    facts = Facts(num_pids, encoder.embed_dim, encoder.vocab_size)
+    return RetrievalTask(
+        encoder, {name: objective(facts, **options) for name, (objective, options) in _objectives(config).items()}
+    )
+
+
+def _encoder(config: Config) -> tuple[Callable[..., Encoder], dict[str, Any]]:
+    if not isinstance(config.model.get("name"), str):
+        raise ConfigError(f"model.name: which encoder? {did_you_mean('', ENCODERS)}")
+    encoder = ENCODERS.get(config.model["name"], "model.name")
+    options = {key: value for key, value in config.model.items() if key != "name"}
+    return encoder, constructor_options(encoder, options, "model")
+
+
+def _objectives(config: Config) -> dict[str, tuple[Callable[..., Objective], dict[str, Any]]]:
+    if not config.losses:
+        raise ConfigError(f"losses: there is none to train with; {did_you_mean('', OBJECTIVES)}")
+    found: dict[str, tuple[Callable[..., Objective], dict[str, Any]]] = {}
+    for name, options in config.losses.items():
+        objective = OBJECTIVES.get(name, f"losses.{name}")
+        found[name] = (objective, constructor_options(objective, options, f"losses.{name}"))
+    return found

@@ -1,0 +1,78 @@
+"""Embed a split's gallery and queries once, then rank by cosine similarity, a few queries at a time."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from datasets.loaders import EvalLoaders
+from model.encoders import Encoder
+from utils.batch import Batch, to_device
+from utils.logger import format_table
+from utils.metrics import Ranking, rank_queries, similarity_chunks
+
+METRICS = ("R1", "R5", "R10", "mAP", "mINP")
+AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """The autocast context of `train.precision`; fp32 is none."""
+    return torch.autocast(device.type, dtype=AUTOCAST.get(precision), enabled=precision in AUTOCAST)
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    """Unit vectors of a split: gallery (G, D) and query (Q, D), float32, and their raw pids."""
+
+    gallery: Tensor
+    query: Tensor
+    gallery_pids: Tensor
+    query_pids: Tensor
+
+    def rank_images(self) -> Ranking:
+        """Text-to-image: every caption ranks the images."""
+        return rank_queries(similarity_chunks(self.query, self.gallery), self.query_pids, self.gallery_pids)
+
+    def rank_captions(self) -> Ranking:
+        """Image-to-text: every image ranks the captions."""
+        return rank_queries(similarity_chunks(self.gallery, self.query), self.gallery_pids, self.query_pids)
+
+
+@torch.no_grad()
+def embed(encoder: Encoder, loaders: EvalLoaders, device: torch.device, precision: str) -> Embeddings:
+    """Encode a split in evaluation mode; the encoder's mode is put back afterwards.
+
+    Embeddings stay on `device`.
+    """
+    was_training = encoder.training
+    encoder.eval()
+    try:
+        with autocast(device, precision):
+            images = [
+                (encoder.encode_image(batch["images"]).embedding.float(), batch["pids"])
+                for batch in _batches(loaders.gallery, "gallery", device)
+            ]
+            captions = [
+                (encoder.encode_text(batch["caption_ids"]).embedding.float(), batch["pids"])
+                for batch in _batches(loaders.query, "queries", device)
+            ]
+    finally:
+        encoder.train(was_training)
+    (gallery, gallery_pids), (query, query_pids) = (
+        map(torch.cat, zip(*part, strict=True)) for part in (images, captions)
+    )
+    return Embeddings(F.normalize(gallery), F.normalize(query), gallery_pids, query_pids)
+
+
+def metrics_table(rows: dict[str, dict[str, float]], first: str = "task") -> str:
+    """The field's result table: one row per name, in percent."""
+    return format_table([first, *METRICS], [[name, *(values[key] for key in METRICS)] for name, values in rows.items()])
+
+
+def _batches(loader: DataLoader[Batch], what: str, device: torch.device) -> Iterator[Batch]:
+    for batch in tqdm(loader, desc=f"embedding {what}", leave=False, disable=None):
+        yield to_device(batch, device)

@@ -1,0 +1,171 @@
+"""The training loop: epochs of steps, evaluation, logs and checkpoints, read from top to bottom."""
+
+import time
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.nn.utils import clip_grad_norm_
+from torch.optim import Optimizer
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from configs.schema import Config
+from datasets.loaders import EvalLoaders, TrainLoader
+from model.task import RetrievalTask
+from processor.evaluator import METRICS, autocast, embed, metrics_table
+from processor.meters import Meters, StepWatch
+from solver.optimizer import set_lr
+from solver.schedule import lr_at
+from utils.batch import to_device
+from utils.checkpoint import save_checkpoint
+from utils.config import to_yaml
+from utils.distributed import peak_memory
+from utils.logger import LOGGER, append_json_line, format_table
+
+
+class Trainer:
+    """Trains a task and writes the run folder.
+
+    Args:
+        task: on `device` already.
+        optimizer: over the task's parameters; groups carry `lr_mult`.
+        train: training batches.
+        evaluation: split name -> loaders; `test`, and `val` where the data set has one.
+        config: of the run.
+        run: its folder, which exists.
+        device: where the steps run.
+    """
+
+    def __init__(
+        self,
+        task: RetrievalTask,
+        optimizer: Optimizer,
+        train: TrainLoader,
+        evaluation: Mapping[str, EvalLoaders],
+        config: Config,
+        run: Path,
+        device: torch.device,
+    ) -> None:
+        self.task, self.optimizer, self.train, self.evaluation = task, optimizer, train, evaluation
+        self.config, self.run, self.device = config, run, device
+        self.scaler = torch.amp.GradScaler(device.type, enabled=config.train.precision == "fp16")
+        self.history: list[dict[str, Any]] = []  # one record an epoch, as in metrics.jsonl
+        self.step = 0
+
+    def fit(self) -> list[dict[str, Any]]:
+        """Train all epochs; returns the records of metrics.jsonl.
+
+        Raises:
+            TrainingError: the loss is not finite; `last.pt` and `best.pt` are those of the epochs before.
+        """
+        epochs = self.config.train.epochs
+        with SummaryWriter(str(self.run)) as board:
+            for epoch in range(1, epochs + 1):
+                record: dict[str, Any] = {"epoch": epoch, **self._train_epoch(epoch)}
+                if epoch % self.config.eval.every == 0 or epoch == epochs:
+                    record |= self._evaluate(epoch)
+                self.history.append(record)
+                self._save(record)
+                append_json_line(self.run / "metrics.jsonl", record)
+                _write_board(board, record)
+        LOGGER.info("results on test, protocol: t2i, whole gallery, no camera filter\n%s", self.result_table())
+        return self.history
+
+    def _train_epoch(self, epoch: int) -> dict[str, Any]:
+        config, total_steps = self.config.train, len(self.train)
+        lr = lr_at(epoch, self.config.solver.lr, epochs=config.epochs, **asdict(self.config.solver.schedule))
+        set_lr(self.optimizer, lr)
+        self.task.train()
+        meters, watch, pairs, start = Meters(), StepWatch(self.train.pairs), 0, time.perf_counter()
+        bar = tqdm(self.train.epoch(epoch), desc=f"epoch {epoch}/{config.epochs}", leave=False, disable=None)
+        for number, batch in enumerate(bar, start=1):
+            self.step += 1
+            index = batch.pop("index")
+            batch = to_device(batch, self.device)
+            # The last group of an epoch may hold fewer batches than the others.
+            group = min(config.accumulate, total_steps - (number - 1) // config.accumulate * config.accumulate)
+            with autocast(self.device, config.precision):
+                total, terms = self.task(batch)
+            self.scaler.scale(total / group).backward()
+            if number % config.accumulate == 0 or number == total_steps:
+                self._update()
+            terms = {"loss": total.detach(), **terms}
+            meters.update(terms, len(index))
+            watch.note(self.step, terms, index)
+            pairs += len(index)
+            if number % config.log_every == 0 or number == total_steps:
+                watch.check()
+                LOGGER.info("Epoch[%d] Iteration[%d/%d], %s, Base Lr: %.2e", epoch, number, total_steps, meters, lr)
+        seconds = time.perf_counter() - start
+        speed = {"seconds": seconds, "samples_per_second": pairs / seconds, "peak_memory_gib": peak_memory(self.device)}
+        LOGGER.info(
+            "Epoch %d done. Time per batch: %.3f[s] Speed: %.1f[samples/s] Peak memory: %.2f[GiB]",
+            *(epoch, seconds / total_steps, speed["samples_per_second"], speed["peak_memory_gib"]),
+        )
+        return {"lr": lr, **meters.read(), **speed}
+
+    def _update(self) -> None:
+        if self.config.train.clip_grad is not None:
+            self.scaler.unscale_(self.optimizer)
+            clip_grad_norm_(self.task.parameters(), self.config.train.clip_grad)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def _evaluate(self, epoch: int) -> dict[str, dict[str, float]]:
+        start = time.perf_counter()
+        results = {}
+        for split, loaders in self.evaluation.items():
+            ranking = embed(self.task.encoder, loaders, self.device, self.config.train.precision).rank_images()
+            results[split] = ranking.summary()
+            if ranking.num_unmatched:
+                LOGGER.warning("%s: %d captions show nobody of the gallery; left out", split, ranking.num_unmatched)
+        table = metrics_table({f"t2i {split}": values for split, values in results.items()})
+        LOGGER.info("Validation Results - Epoch: %d (%.1f s)\n%s", epoch, time.perf_counter() - start, table)
+        return results
+
+    def _save(self, record: Mapping[str, Any]) -> None:
+        content = {
+            "epoch": record["epoch"],
+            "config": to_yaml(self.config),
+            "metrics": dict(record),
+            "model": self.task.state_dict(),
+        }
+        state = {"optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict(), "step": self.step}
+        save_checkpoint(self.run / "last.pt", content | state)
+        if record is self._best(self.config.eval.select_on):
+            save_checkpoint(self.run / "best.pt", content)
+
+    def _best(self, split: str) -> dict[str, Any] | None:
+        """The first record with the highest R1 on `split`."""
+        evaluated = [record for record in self.history if split in record]
+        return max(evaluated, key=lambda record: record[split]["R1"], default=None)
+
+    def result_table(self) -> str:
+        """Test metrics of three epochs: selected on val, last, and best on test, which is the papers' convention."""
+        rows = {
+            "selected on val": self._best("val"),
+            "last epoch": self.history[-1],
+            "best on test": self._best("test"),
+        }
+        chosen = {"val": "selected on val", "test": "best on test"}[self.config.eval.select_on]
+        lines = [
+            [
+                name + (" (best.pt)" if name == chosen else ""),
+                record["epoch"],
+                *(record["test"][key] for key in METRICS),
+            ]
+            for name, record in rows.items()
+            if record is not None
+        ]
+        return format_table(["t2i on test", "epoch", *METRICS], lines)
+
+
+def _write_board(board: SummaryWriter, record: Mapping[str, Any]) -> None:
+    """Every number of the record, `val/R1` style where it is nested."""
+    for name, value in record.items():
+        for tag, number in value.items() if isinstance(value, Mapping) else [("", value)]:
+            board.add_scalar(f"{name}/{tag}" if tag else name, number, record["epoch"])

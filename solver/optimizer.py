@@ -1,0 +1,61 @@
+"""Regex rules -> few parameter groups -> an optimizer."""
+
+import re
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch.nn import Parameter
+from torch.optim import Optimizer
+
+from configs.schema import Rule, SolverConfig
+from utils.errors import ConfigError
+
+
+def parameter_settings(name: str, rules: Sequence[Rule], weight_decay: float) -> tuple[float, float]:
+    """(learning-rate multiplier, weight decay) of the parameter `name`: later rules win, key by key."""
+    lr_mult = 1.0
+    for rule in rules:
+        if re.search(rule.match, name):
+            lr_mult = lr_mult if rule.lr_mult is None else rule.lr_mult
+            weight_decay = weight_decay if rule.weight_decay is None else rule.weight_decay
+    return lr_mult, weight_decay
+
+
+def build_optimizer(config: SolverConfig, named_parameters: Iterable[tuple[str, Parameter]]) -> Optimizer:
+    """Adam, AdamW or SGD over one parameter group per distinct setting, each with its `lr_mult`.
+
+    The groups' `lr` is to be set before each epoch (`set_lr`). On a GPU the update is one fused kernel.
+
+    Raises:
+        ConfigError: a rule that is no regular expression.
+    """
+    named = [(name, parameter) for name, parameter in named_parameters if parameter.requires_grad]
+    _check_rules(config.rules, [name for name, _ in named])
+    groups: dict[tuple[float, float], list[Parameter]] = {}
+    for name, parameter in named:
+        groups.setdefault(parameter_settings(name, config.rules, config.weight_decay), []).append(parameter)
+    settings = [
+        {"params": parameters, "lr": config.lr * lr_mult, "lr_mult": lr_mult, "weight_decay": weight_decay}
+        for (lr_mult, weight_decay), parameters in groups.items()
+    ]
+    fused = all(parameter.is_cuda for _, parameter in named)
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(settings, lr=config.lr, momentum=config.momentum, fused=fused)
+    adam = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[config.optimizer]
+    return adam(settings, lr=config.lr, betas=tuple(config.betas), eps=config.eps, fused=fused)
+
+
+def set_lr(optimizer: Optimizer, lr: float) -> None:
+    """Give every group `lr` times its multiplier."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group["lr_mult"]
+
+
+def _check_rules(rules: Sequence[Rule], names: Sequence[str]) -> None:
+    for number, rule in enumerate(rules):
+        try:
+            re.compile(rule.match)
+        except re.error as error:
+            raise ConfigError(
+                f"solver.rules[{number}].match: '{rule.match}' is no regular expression ({error})"
+            ) from None

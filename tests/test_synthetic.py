@@ -1,0 +1,203 @@
+"""The synthetic data set: deterministic, atomic, honest captions, and a sheet that shows it."""
+
+import hashlib
+import json
+import os
+import re
+import socket
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from datasets import synthetic, tokenizers
+from datasets.captions import WORDS, describe
+from datasets.people import COLORS, HAIR_COLORS, random_identity, random_view
+from datasets.synthetic import FOLDER, plan_identity, render_dataset
+from datasets.tokenizers import build_tokenizer
+from tools import sample_sheet
+
+TINY: dict[str, int] = {"train_ids": 3, "val_ids": 1, "test_ids": 2, "images_per_id": 2, "captions_per_image": 2}
+# Of reid_raw.json for TINY and seed 0. Another value means that everybody's synthetic data set changes.
+TINY_SHA256 = "44174b5139cc4c174ceccd093a9979734caa12e35b91b72105a2a68ebbb5dd4e"
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Images and annotations by relative path; the tokenizer beside them is tested with datasets.tokenizers."""
+    paths = [folder / "reid_raw.json", *sorted(folder.glob("imgs/*/*"))]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
+
+
+def annotations(folder: Path) -> list[dict[str, Any]]:
+    return json.loads((folder / "reid_raw.json").read_text())  # type: ignore[no-any-return]
+
+
+@pytest.fixture(scope="module")
+def rendered(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return render_dataset(tmp_path_factory.mktemp("data"), workers=0, **TINY)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_same_bytes_for_any_number_of_workers(rendered: Path, tmp_path: Path, workers: int) -> None:
+    assert contents(render_dataset(tmp_path, workers=workers, **TINY)) == contents(rendered)
+
+
+def test_annotations_are_those_of_the_pinned_seed(rendered: Path) -> None:
+    assert hashlib.sha256((rendered / "reid_raw.json").read_bytes()).hexdigest() == TINY_SHA256
+
+
+def test_another_seed_is_another_data_set(rendered: Path, tmp_path: Path) -> None:
+    other = contents(render_dataset(tmp_path, seed=1, workers=0, **TINY))
+    assert other.keys() == contents(rendered).keys()
+    assert all(other[name] != data for name, data in contents(rendered).items())
+
+
+def test_an_identity_does_not_depend_on_the_counts() -> None:
+    assert plan_identity(0, 5, 4, 2)[1][:2] == plan_identity(0, 5, 2, 2)[1]
+    assert plan_identity(0, 5, 4, 2)[0] == plan_identity(0, 5, 1, 1)[0] != plan_identity(0, 6, 1, 1)[0]
+
+
+def test_layout_counts_and_disjoint_splits(rendered: Path) -> None:
+    rows = annotations(rendered)
+    pids = {split: {row["id"] for row in rows if row["split"] == split} for split in ("train", "val", "test")}
+    assert pids == {"train": {1, 2, 3}, "val": {4}, "test": {5, 6}}
+    assert rows[0]["file_path"] == "train/0001_0.jpg"
+    assert len({row["file_path"] for row in rows}) == len(rows) == 12
+    for row in rows:
+        assert row.keys() == {"id", "file_path", "captions", "split"}
+        assert len(row["captions"]) == 2 and all(isinstance(caption, str) for caption in row["captions"])
+        with Image.open(rendered / "imgs" / row["file_path"]) as image:
+            assert (image.size, image.mode, image.format) == ((64, 128), "RGB", "JPEG")
+
+
+def test_brings_a_tokenizer_learnt_from_the_training_captions(rendered: Path) -> None:
+    tokenizer = build_tokenizer(str(rendered / "tokenizer"), 64)
+    assert len(tokenizer.encode(annotations(rendered)[0]["captions"][0])) == 64
+
+
+def test_the_tokenizer_learns_from_training_captions_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    learnt: list[str] = []
+    monkeypatch.setattr(tokenizers, "train_tokenizer", lambda captions, folder: learnt.extend(captions))
+    rows = annotations(render_dataset(tmp_path, workers=0, **TINY))
+    assert learnt == [caption for row in rows if row["split"] == "train" for caption in row["captions"]]
+
+
+def test_an_existing_folder_is_left_alone(rendered: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in rendered.rglob("*")}
+    assert render_dataset(rendered.parent, seed=9) == rendered
+    assert {path: path.stat().st_mtime_ns for path in rendered.rglob("*")} == before
+
+
+def test_leftovers_of_a_killed_rendering_are_not_used(rendered: Path, tmp_path: Path) -> None:
+    dead_pid = 2**22 + 1  # above Linux's largest
+    mine = tmp_path / f".{FOLDER}.{socket.gethostname()}.{dead_pid}.tmp"
+    stale, live = tmp_path / f".{FOLDER}.elsewhere.1.tmp", tmp_path / f".{FOLDER}.elsewhere.2.tmp"
+    for draft in (mine, stale, live):
+        (draft / "imgs" / "train").mkdir(parents=True)
+        (draft / "imgs" / "train" / "0001_0.jpg").write_bytes(b"half")
+    for path in (stale, stale / "imgs", stale / "imgs" / "train"):
+        os.utime(path, (0, 0))
+    assert contents(render_dataset(tmp_path, workers=0, **TINY)) == contents(rendered)
+    assert sorted(tmp_path.iterdir()) == sorted([tmp_path / FOLDER, live])
+
+
+def test_a_failed_rendering_leaves_nothing(rendered: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(*_: object) -> None:
+        raise RuntimeError("out of paint")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(synthetic, "draw", failing)
+        with pytest.raises(RuntimeError, match="out of paint"):
+            render_dataset(tmp_path, workers=0, **TINY)
+    assert list(tmp_path.iterdir()) == []
+    assert contents(render_dataset(tmp_path, workers=0, **TINY)) == contents(rendered)
+
+
+def test_the_slower_of_two_renderings_discards_its_copy(
+    rendered: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish = synthetic._publish
+
+    def overtaken(draft: Path, folder: Path) -> None:
+        (folder / "imgs").mkdir(parents=True)
+        publish(draft, folder)
+
+    monkeypatch.setattr(synthetic, "_publish", overtaken)
+    folder = render_dataset(tmp_path, workers=0, **TINY)
+    assert [path.name for path in folder.iterdir()] == ["imgs"]
+    assert list(tmp_path.iterdir()) == [folder]
+
+
+@pytest.mark.parametrize("name", [*TINY, "seed", "workers"])
+def test_a_bad_argument_is_named(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ValueError, match=name):
+        render_dataset(tmp_path, **{**TINY, name: -1})
+
+
+def test_a_root_that_cannot_be_a_folder_is_an_os_error(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match="file"):
+        render_dataset(tmp_path / "file", workers=0, **TINY)
+
+
+def sightings(count: int) -> list[tuple[Any, Any, Any]]:
+    result = []
+    for pid in range(count):
+        rng = np.random.default_rng([7, pid])
+        who, view = random_identity(rng), random_view(rng)
+        result.append((who, view, describe(who, view, rng)))
+    return result
+
+
+def test_captions_never_contradict_the_picture() -> None:
+    colors = {word: name for name in {**COLORS, **HAIR_COLORS} for word in WORDS.get(name, (name,))}
+    any_color = re.compile(r"\b(" + "|".join(sorted(colors, key=len, reverse=True)) + r")\b")
+    for who, view, caption in sightings(400):
+        assert all(getattr(who, field) == value for field, value in caption.facts.items()), (who, caption)
+        assert len(caption.facts) >= 4
+        said = {colors[word] for word in any_color.findall(caption.text.lower())}
+        assert said <= set(caption.facts.values()), caption
+        assert "none" not in caption.facts.values()
+        assert not (view.back and caption.facts.get("pattern") == "logo"), caption
+
+
+def test_each_stated_fact_is_in_the_text() -> None:
+    marks = {"striped": "stripes", "checked": "checks", "dotted": "dots", "bald": "shaved"}
+    loose = {"short": "hair", "long": "hair", "bun": "bun", "ponytail": "ponytail"}
+    for _, _, caption in sightings(400):
+        for value in caption.facts.values():
+            words = (*WORDS.get(value, (value,)), marks.get(value, value), loose.get(value, value))
+            assert any(word in caption.text for word in words), (value, caption)
+
+
+def test_captions_read_as_sentences() -> None:
+    for _, _, caption in sightings(400):
+        text = caption.text
+        assert 10 <= len(text.split()) <= 40
+        assert text[0].isupper() and text.endswith(".") and "  " not in text and " ," not in text, text
+        assert not re.search(r"\ban [^aeiou]|\ba [aeiou]|\b(\w+) \1\b|\{|\}|none", text), text
+        his = {"man": {"he", "his"}, "woman": {"she", "her"}}[caption.facts["sex"]]
+        assert set(re.findall(r"\b(?:he|she|his|her)\b", text.lower())) <= his, text
+
+
+def test_most_captions_single_out_one_person_of_the_test_split() -> None:
+    plans = {pid: plan_identity(0, pid, 1, 2) for pid in range(901, 1051)}
+    alone = [
+        sum(all(getattr(other, f) == v for f, v in caption.facts.items()) for other, _, _ in plans.values()) == 1
+        for _, shots, _ in plans.values()
+        for caption in shots[0].captions
+    ]
+    assert 0.75 < sum(alone) / len(alone) < 0.95
+
+
+def test_sample_sheet(rendered: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "docs" / "sheet.png"
+    sample_sheet.main(["--root", str(rendered.parent), "--out", str(out), "--count", "5"])
+    assert out.stat().st_size < 300_000
+    with Image.open(out) as sheet:
+        assert sheet.width == 4 * sample_sheet.CELL[0] and sheet.height > 3 * sample_sheet.CELL[1]
+    assert str(out) in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="count must lie between 1 and 5"):
+        sample_sheet.main(["--root", str(rendered.parent), "--out", str(out), "--count", "6"])

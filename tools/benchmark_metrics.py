@@ -1,0 +1,60 @@
+"""Time and peak memory of the streamed ranking beside the plain way (whole similarity, whole argsort); Linux, CPU."""
+
+import argparse
+import math
+import multiprocessing
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from utils.metrics import streamed_metrics
+
+
+def plain_metrics(query: Tensor, gallery: Tensor, query_pids: Tensor, gallery_pids: Tensor) -> dict[str, float]:
+    """The textbook computation: sort everything, gather the matches, cumulate."""
+    order = (query @ gallery.T).argsort(dim=1, descending=True, stable=True)
+    relevant = gallery_pids[order] == query_pids[:, None]
+    places = torch.arange(1, len(gallery) + 1)
+    hits, total = relevant.cumsum(1), relevant.sum(1)
+    average = (hits / places * relevant).sum(1) / total
+    penalty = total / (relevant * places).amax(1)
+    values = {f"R{k}": relevant[:, :k].any(1).double() for k in (1, 5, 10)} | {"mAP": average, "mINP": penalty}
+    return {name: 100.0 * float(value.mean()) for name, value in values.items()}
+
+
+def measure(metrics: Callable[..., dict[str, float]], size: int, dim: int) -> tuple[float, float, dict[str, float]]:
+    """Seconds, peak MB above the embeddings, and the metrics of `size` random pairs, 20 a pid; for a fresh process."""
+    torch.manual_seed(0)
+    embeddings = torch.randn(2, size, dim)
+    embeddings /= embeddings.norm(dim=2, keepdim=True)
+    pids = torch.arange(size) // 20
+    before, start = _memory_mb("VmRSS"), time.perf_counter()
+    result = metrics(*embeddings, pids, pids[torch.randperm(size)])
+    return time.perf_counter() - start, _memory_mb("VmHWM") - before, result
+
+
+def _memory_mb(field: str) -> float:
+    # Not getrusage: its peak survives exec, so a child of a large process would hide what it allocates itself.
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(field)) / 1024
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--size", type=int, default=19848, help="queries, and gallery items (default: ICFG-PEDES)")
+    parser.add_argument("--dim", type=int, default=512)
+    args = parser.parse_args()
+    half_free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    both = min(args.size, math.isqrt(half_free // 32))  # where the plain way, 32 bytes a pair, fits
+    taken = {}
+    for metrics, size in [(streamed_metrics, args.size), (streamed_metrics, both), (plain_metrics, both)]:
+        with multiprocessing.get_context("spawn").Pool(1) as pool:
+            seconds, peak, values = pool.apply(measure, (metrics, size, args.dim))
+        taken[metrics] = seconds, peak
+        print(f"{metrics.__name__:17} {size} x {size}  {seconds:.2f} s  {peak:.0f} MB  mAP {values['mAP']:.3f}")
+    (fast, small), (slow, large) = taken.values()
+    print(f"streamed / plain at {both}: time 1/{slow / fast:.1f}, memory 1/{large / small:.1f}")

@@ -1,0 +1,87 @@
+"""Draws a sheet of synthetic pedestrians and captions: `python -m tools.sample_sheet --out docs/synthetic.png`."""
+
+import argparse
+import io
+import json
+import sys
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from datasets.synthetic import render_dataset
+
+COLUMNS, CELL, ZOOM, FONT_SIZE, LINE = 4, (236, 366), 2, 13, 17  # cells and letters in pixels
+MAX_BYTES = 300_000
+INK, PAPER = (32, 32, 36), (255, 255, 255)
+
+
+def chosen_rows(rows: list[dict[str, Any]], count: int, seed: int) -> list[tuple[dict[str, Any], str]]:
+    """(annotation, text under it): one image of each of `count` people, then all images of one more person.
+
+    Raises:
+        ValueError: the data set has too few people.
+    """
+    pids = sorted({row["id"] for row in rows})
+    if not 1 <= count < len(pids):
+        raise ValueError(f"count must lie between 1 and {len(pids) - 1}, one less than there are people, not {count}")
+    rng = np.random.default_rng(seed)
+    *few, one = (int(pid) for pid in rng.choice(pids, count + 1, replace=False))
+    images = {pid: [row for row in rows if row["id"] == pid] for pid in (*few, one)}
+    picked = [images[pid][int(rng.integers(len(images[pid])))] for pid in few]
+    return [(row, row["captions"][0]) for row in picked + images[one]]
+
+
+def paint_sheet(folder: Path, count: int, seed: int) -> Image.Image:
+    """The sheet: RGB, `COLUMNS` cells wide, the last row (or rows) showing one person several times."""
+    rows = json.loads((folder / "reid_raw.json").read_text(encoding="utf-8"))
+    cells = chosen_rows(rows, count, seed)
+    first_of_last = -(-count // COLUMNS) * COLUMNS  # the several images of one person start a row of their own
+    lines = -(-(first_of_last + len(cells) - count) // COLUMNS)
+    sheet = Image.new("RGB", (COLUMNS * CELL[0], lines * CELL[1] + 2 * LINE), PAPER)
+    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=FONT_SIZE)
+    heading_top = first_of_last // COLUMNS * CELL[1]
+    pen.text((14, heading_top + 8), "One person, seen several times:", INK, ImageFont.load_default(size=FONT_SIZE + 3))
+    for number, (row, caption) in enumerate(cells):
+        place = number if number < count else number - count + first_of_last
+        x, y = place % COLUMNS * CELL[0], place // COLUMNS * CELL[1] + (2 * LINE if number >= count else 0)
+        with Image.open(folder / "imgs" / row["file_path"]) as photo:
+            large = photo.resize((photo.width * ZOOM, photo.height * ZOOM), Image.Resampling.BICUBIC)
+        sheet.paste(large, (x + (CELL[0] - large.width) // 2, y + 8))
+        pen.multiline_text((x + 12, y + large.height + 14), textwrap.fill(caption, 31), INK, font)
+    return sheet
+
+
+def small_png(sheet: Image.Image) -> bytes:
+    """The sheet as a palette PNG, with as many colours as `MAX_BYTES` allow."""
+    data = b""
+    for colors in (256, 128, 64, 32, 16):
+        buffer = io.BytesIO()
+        sheet.quantize(colors, dither=Image.Dither.NONE).save(buffer, format="PNG", optimize=True)
+        data = buffer.getvalue()
+        if len(data) < MAX_BYTES:
+            break
+    return data
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--root", type=Path, default=Path("data"), help="data root; rendered into if need be")
+    parser.add_argument("--out", type=Path, default=Path("docs/synthetic.png"), help="the PNG to write")
+    parser.add_argument("--count", type=int, default=8, help="people shown with one image each")
+    parser.add_argument("--seed", type=int, default=0, help="which people are shown")
+    options = parser.parse_args(arguments)
+    try:
+        sheet = paint_sheet(render_dataset(options.root), options.count, options.seed)
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        options.out.write_bytes(small_png(sheet))
+    except (ValueError, OSError) as error:
+        sys.exit(f"sample_sheet: {error}")
+    print(f"{options.out}: {options.out.stat().st_size // 1000} kB")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,103 @@
+"""Train a method: `python train.py --config configs/irra.yaml --set train.epochs=30 losses.mlm=null`."""
+
+import argparse
+import time
+from pathlib import Path
+
+from configs.schema import Config, load_config
+from datasets.annotations import load_annotations
+from datasets.loaders import build_eval_loaders, build_train_loader, data_tokenizer
+from model.task import build_task, resolve
+from processor.trainer import Trainer
+from solver.optimizer import build_optimizer
+from utils.config import to_yaml
+from utils.distributed import default_device, describe_device
+from utils.errors import ConfigError, DataError, exit_on_user_error
+from utils.logger import LOGGER, start_logging
+from utils.seed import seed_everything
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Train a text-to-image person retrieval method from a YAML config.")
+    parser.add_argument("--config", required=True, help="YAML file, for instance configs/irra.yaml")
+    parser.add_argument(
+        "--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="override the config"
+    )
+    parser.add_argument("--run", type=Path, help="run folder to make; default: <train.output>/<data set>/<time>_<name>")
+    parser.add_argument("--print-config", action="store_true", help="check everything, print the full config and stop")
+    arguments = parser.parse_args()
+    with exit_on_user_error():
+        config = resolve(load_config(arguments.config, arguments.set))
+        if arguments.print_config:
+            build_optimizer(config.solver, build_task(config, num_pids=2, pretrained=False).named_parameters())
+            print(to_yaml(config), end="")
+        else:
+            train(config, arguments.run)
+
+
+def train(config: Config, run: Path | None = None) -> Path:
+    """Everything in order, from annotations to the final table; returns the run folder."""
+    seed_everything(config.train.seed)
+    device = default_device()
+    annotations = load_annotations(config.data.dataset, config.data.root)
+    if config.eval.select_on == "val" and not annotations.val:
+        raise DataError(f"{annotations.folder}: has no val split to select on; eval.select_on=test is the papers' way")
+    tokenizer = data_tokenizer(config.data, annotations)
+
+    task = build_task(config, num_pids=len(annotations.train_labels)).to(device)
+    if tokenizer.vocab_size > task.encoder.vocab_size:
+        raise ConfigError(
+            f"data.tokenizer: has {tokenizer.vocab_size} tokens, "
+            f"but the text tower has {task.encoder.vocab_size} (model.text)"
+        )
+    optimizer = build_optimizer(config.solver, task.named_parameters())
+    if config.train.compile:
+        for tower in task.encoder.children():
+            tower.compile()
+
+    pin_memory = device.type != "cpu"
+    loader = build_train_loader(
+        config.data,
+        annotations,
+        tokenizer,
+        fields=task.inputs | {"index"},
+        full_text=task.full_text,
+        seed=config.train.seed,
+        pin_memory=pin_memory,
+    )
+    evaluation = {
+        split: build_eval_loaders(
+            config.data, annotations.split(split), tokenizer, batch_size=config.eval.batch_size, pin_memory=pin_memory
+        )
+        for split in ("val", "test")
+        if annotations.split(split)
+    }
+
+    run = make_run_folder(config, run)
+    start_logging(run / "train.log")
+    parameters = sum(parameter.numel() for parameter in task.parameters())
+    LOGGER.info(
+        "%s on %s, %.2f M parameters, run folder %s", config.name, describe_device(device), parameters / 1e6, run
+    )
+    LOGGER.info("%s\n%s", config.data.dataset, annotations.table())
+    Trainer(task, optimizer, loader, evaluation, config, run, device).fit()
+    LOGGER.info("the run lies in %s; evaluate it again with: python test.py --run %s", run, run)
+    return run
+
+
+def make_run_folder(config: Config, run: Path | None) -> Path:
+    """Make the folder of a new run and put the config in it; raises `ConfigError` if there is one already."""
+    if run is None:
+        run = Path(config.train.output) / config.data.dataset / f"{time.strftime('%Y%m%d_%H%M%S')}_{config.name}"
+    try:
+        run.mkdir(parents=True)
+        (run / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
+    except FileExistsError:
+        raise ConfigError(f"{run}: this run folder is there already; name another with --run") from None
+    except OSError as error:
+        raise ConfigError(f"{run}: cannot make this run folder ({error})") from None
+    return run
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,26 @@
+"""What a batch holds: the one thing that `datasets`, `model` and `processor` all know."""
+
+from collections.abc import Mapping
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+Batch: TypeAlias = dict[str, Tensor]
+
+# B pairs in a batch, L columns of text (the longest caption of the batch, unless full-length text is asked for),
+# M masked tokens in the whole batch. A task names the fields it needs; the loaders make those and no others.
+FIELDS: Mapping[str, str] = {
+    "index": "int64 (B,): position of each pair in the training list",
+    "images": "float32 (B, 3, H, W): normalised",
+    "caption_ids": "int64 (B, L): token ids, 0 = padding",
+    "pids": "int64 (B,): identities, relabelled 0..C-1 in training",
+    "mlm_ids": "int64 (B, L): caption_ids with some tokens masked or replaced",
+    "mlm_labels": "int64 (B, L): the original token where mlm_ids asks for it, else 0",
+    "mlm_positions": "int64 (M,): where mlm_labels.flatten() is not 0, found on the CPU so that no GPU has to wait",
+}
+
+
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    """The batch on `device`; copies from pinned memory do not block."""
+    return {name: value.to(device, non_blocking=True) for name, value in batch.items()}

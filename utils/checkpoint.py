@@ -1,0 +1,88 @@
+"""Checkpoints: written whole or not at all, read without running what is in them."""
+
+import os
+import pickle
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from utils.errors import CheckpointError
+
+
+def save_checkpoint(path: str | Path, content: Mapping[str, Any]) -> None:
+    """Write `content` to `path` by way of a temporary file, so that a kill leaves the old file or the new one.
+
+    Raises:
+        CheckpointError: the disk is full or not writable; the old file is untouched.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            torch.save(dict(content), file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
+        temporary.unlink(missing_ok=True)
+        raise CheckpointError(f"{path}: cannot be written ({error})") from None
+
+
+def load_checkpoint(path: str | Path) -> dict[str, Any]:
+    """Read what `save_checkpoint` wrote, onto the CPU; tensors and plain values only, no code is run.
+
+    Raises:
+        CheckpointError: no such file, cut or damaged, or a pickle that would run code.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: no such checkpoint") from None
+    except pickle.UnpicklingError as error:
+        if "weights_only" in str(error).lower() or "unsupported" in str(error).lower():
+            raise CheckpointError(
+                f"{path}: refused: it holds more than weights, and reading it could run code"
+            ) from None
+        raise CheckpointError(f"{path}: damaged or no checkpoint ({_first_line(error)})") from None
+    except (OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{path}: damaged or no checkpoint ({_first_line(error)})") from None
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path}: no checkpoint of this project (it holds a {type(content).__name__})")
+    return content
+
+
+def load_state(module: nn.Module, state: Mapping[str, Tensor], source: str | Path) -> None:
+    """Copy `state` into `module`; every name and shape must fit.
+
+    Raises:
+        CheckpointError: the checkpoint is of another architecture; says which tensors differ.
+    """
+    own = module.state_dict()
+    problems = [
+        *_listed("missing", own.keys() - state.keys()),
+        *_listed("unexpected", state.keys() - own.keys()),
+        *_listed(
+            "of another shape",
+            (
+                f"{name} {tuple(state[name].shape)}, here {tuple(own[name].shape)}"
+                for name in own.keys() & state.keys()
+                if own[name].shape != state[name].shape
+            ),
+        ),
+    ]
+    if problems:
+        raise CheckpointError(f"{source}: of another architecture than the config's: {'; '.join(problems)}")
+    module.load_state_dict(dict(state))
+
+
+def _listed(what: str, names: Iterable[str], most: int = 3) -> list[str]:
+    found = sorted(names)
+    more = f" and {len(found) - most} more" if len(found) > most else ""
+    return [f"{len(found)} {what} ({', '.join(found[:most])}{more})"] if found else []
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
