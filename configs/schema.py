@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from utils.config import load_layers, typed
+from utils.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -100,4 +101,28 @@ class Config:
 
 def load_config(path: str | Path, overrides: Iterable[str] = ()) -> Config:
     """The config that a YAML file and `a.b=c` overrides mean; raises `ConfigError`."""
-    return typed(Config, load_layers(path, overrides))
+    config = typed(Config, load_layers(path, overrides))
+    _check_bounds(config)
+    return config
+
+
+def _check_bounds(config: Config) -> None:
+    """Numbers that have the right type and no meaning."""
+    least: dict[str, tuple[float | None, float]] = {
+        "data.image_size": (min(config.data.image_size), 1),
+        "data.text_length": (config.data.text_length, 3),  # start, one token, end
+        "data.batch_size": (config.data.batch_size, 2),  # one pair has nothing to be told apart from
+        "data.workers": (config.data.workers, 0),
+        "solver.lr": (config.solver.lr, 0),
+        "solver.schedule.warmup_epochs": (config.solver.schedule.warmup_epochs, 0),
+        "train.epochs": (config.train.epochs, 1),
+        "train.seed": (config.train.seed, 0),
+        "train.accumulate": (config.train.accumulate, 1),
+        "train.log_every": (config.train.log_every, 1),
+        "eval.every": (config.eval.every, 1),
+        "eval.batch_size": (config.eval.batch_size, 1),
+    }
+    for path, (value, bound) in least.items():
+        if value is not None and value < bound:
+            what = "must not be negative" if bound == 0 else f"must be at least {bound}"
+            raise ConfigError(f"{path}: {what}, is {value}")

@@ -27,9 +27,6 @@ class Meters:
         values = torch.stack(list(self.sums.values())).tolist()
         return {name: value / self.count for name, value in zip(self.sums, values, strict=True)}
 
-    def __str__(self) -> str:
-        return ", ".join(f"{name}: {value:.4f}" for name, value in self.read().items())
-
 
 class StepWatch:
     """Keeps the terms of the latest steps on the device until `check` looks whether they are finite."""

@@ -98,7 +98,8 @@ class Trainer:
             pairs += len(index)
             if number % config.log_every == 0 or number == total_steps:
                 watch.check()
-                LOGGER.info("Epoch[%d] Iteration[%d/%d], %s, Base Lr: %.2e", epoch, number, total_steps, meters, lr)
+                means = ", ".join(f"{name}: {value:.4f}" for name, value in meters.read().items())
+                LOGGER.info("Epoch[%d] Iteration[%d/%d], %s, Base Lr: %.2e", epoch, number, total_steps, means, lr)
         seconds = time.perf_counter() - start
         speed = {"seconds": seconds, "samples_per_second": pairs / seconds, "peak_memory_gib": peak_memory(self.device)}
         LOGGER.info(

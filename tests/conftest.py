@@ -1,4 +1,4 @@
-"""Shared by all tests: no network, one thread per process is enough, golden files, tiny configs."""
+"""Shared by all tests: no network, golden files, a rendered data set of a few people, towers of a few weights."""
 
 import os
 
@@ -10,7 +10,44 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from datasets.synthetic import render_dataset
+
 GOLDEN = Path(__file__).parent / "golden"
+ROOT = Path(__file__).parent.parent
+ARCH = "vit_base_patch16_clip_quickgelu_224"
+
+# Any shipped config at a size that a CPU trains in seconds, on the data of the `root` fixture.
+TINY = [
+    "data.dataset=synthetic",
+    "data.image_size=[64, 32]",
+    "data.tokenizer=null",
+    "data.text_length=64",
+    "data.batch_size=8",
+    "data.workers=0",
+    "model.embed_dim=64",
+    f"model.image={{arch: {ARCH}, stride: null, pretrained: false}}",
+    "model.image.options={embed_dim: 64, depth: 1, num_heads: 1, patch_size: 16, weight_init: jax}",
+    "model.text={arch: clip, pretrained: false}",
+    "model.text.options={vocab_size: 1024, hidden_size: 64, intermediate_size: 64, "
+    "num_hidden_layers: 1, num_attention_heads: 1}",
+    "train.epochs=1",
+    "train.precision=fp32",
+    "train.log_every=2",
+]
+
+
+@pytest.fixture(scope="session")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data root with rendered pedestrians: 8 + 3 + 4 people, 2 images each, 2 captions an image."""
+    folder = tmp_path_factory.mktemp("data")
+    render_dataset(folder, train_ids=8, val_ids=3, test_ids=4, images_per_id=2, workers=0)
+    return folder
+
+
+@pytest.fixture
+def tiny(root: Path, tmp_path: Path) -> list[str]:
+    """Overrides that make any shipped config train in seconds, with its runs below tmp_path."""
+    return [*TINY, f"data.root={root}", f"train.output={tmp_path / 'runs'}"]
 
 
 @pytest.fixture(scope="session")

@@ -13,13 +13,13 @@ from model.encoders.clip import resize_position_grid
 from model.objectives.masked_language import MaskedLanguage
 from model.task import RetrievalTask, build_task
 from solver.optimizer import build_optimizer, parameter_settings, set_lr
-from tests.conftest import GOLDEN
+from tests.conftest import ARCH, GOLDEN
 from utils.batch import Batch
 from utils.checkpoint import save_checkpoint
+from utils.errors import CheckpointError
 
 # The golden trajectory's optimizer: base lr 1e-4, otherwise the recipe's.
 RECIPE = "configs/irra.yaml"
-ARCH = "vit_base_patch16_clip_quickgelu_224"
 
 
 def golden_overrides(golden: dict[str, np.ndarray]) -> list[str]:
@@ -211,3 +211,41 @@ def test_full_size_parameters_have_the_authors_settings() -> None:
     assert placed == set(ours)
     optimizer = build_optimizer(config.solver, ours.items())
     assert len(optimizer.param_groups) == 4
+
+
+def test_openai_weights_load_into_the_encoder_and_the_heads_start_fresh(
+    model_golden: dict[str, np.ndarray], tmp_path
+) -> None:
+    prefix = "w/base_model."
+    weights = {n.removeprefix(prefix): torch.from_numpy(v) for n, v in model_golden.items() if n.startswith(prefix)}
+    weights["logit_scale"] = torch.tensor(4.6)  # OpenAI's archive has it; it is no weight here
+    save_checkpoint(tmp_path / "clip.pt", {name: value.half() for name, value in weights.items()})
+    fresh = build_task(load_config(RECIPE, golden_overrides(model_golden)), num_pids=11)
+    report = load_weights(fresh, tmp_path / "clip.pt", format="openai")
+    assert not report.unexpected and all(name.startswith("objectives.") for name in report.missing)
+    assert next(fresh.parameters()).dtype == torch.float32
+    close(fresh.encode_image(golden_batch(model_golden)["images"]).embedding, model_golden["out/encode_image"], 2e-2)
+
+
+def test_another_image_size_resizes_the_position_grid_and_says_so(model_golden: dict[str, np.ndarray]) -> None:
+    source = torch.from_numpy(model_golden["posembed/src"])
+    weights = {name[2:]: torch.from_numpy(value) for name, value in model_golden.items() if name.startswith("w/")}
+    weights["base_model.visual.positional_embedding"] = source
+    fresh = build_task(load_config(RECIPE, golden_overrides(model_golden)), num_pids=11)
+    report = load_converted(fresh, irra(weights), source="x.pth")
+    assert report.resized == ["encoder.image.trunk.pos_embed"]
+    close(fresh.state_dict()["encoder.image.trunk.pos_embed"][0], model_golden["posembed/dst"])
+
+
+def test_a_checkpoint_without_a_weight_of_the_encoder_or_of_another_shape_is_refused(
+    model_golden: dict[str, np.ndarray],
+) -> None:
+    weights = {name[2:]: torch.from_numpy(value) for name, value in model_golden.items() if name.startswith("w/")}
+    fresh = build_task(load_config(RECIPE, golden_overrides(model_golden)), num_pids=11)
+    lacking = {name: value for name, value in weights.items() if "ln_final" not in name}
+    with pytest.raises(
+        CheckpointError, match=r"x\.pth: has no encoder\.text\.trunk\.final_layer_norm\.bias.*2 weights"
+    ):
+        load_converted(fresh, irra(lacking), source="x.pth")
+    with pytest.raises(CheckpointError, match=r"x\.pth: objectives\.id\.classifier\.bias is \(3,\), here \(11,\)"):
+        load_converted(fresh, irra(weights | {"classifier.bias": torch.zeros(3)}), source="x.pth")

@@ -155,16 +155,17 @@ def _locate(
 
 
 def _explain(schema: type, path: tuple[str, ...], prefix: str, error: Exception) -> str:
-    dotted = ".".join(part for part in (prefix, *path) if part)
-    for name in path[:-1]:
-        hint = typing.get_type_hints(schema).get(name)
+    dotted = prefix
+    for name in path:
+        dotted = f"{dotted}.{name}" if dotted else name
+        known = [field.name for field in dataclasses.fields(schema)]
+        if name not in known:
+            return f"{dotted}: unknown key; {did_you_mean(name, known)}"
+        hint = typing.get_type_hints(schema)[name]
         if not dataclasses.is_dataclass(hint):
-            return f"{dotted}: {_first_line(error)}"
+            break
         schema = typing.cast(type, hint)
-    known = [field.name for field in dataclasses.fields(schema)]
-    if path and path[-1] and path[-1] not in known:
-        return f"{dotted}: unknown key; {did_you_mean(path[-1], known)}"
-    return f"{dotted}: {_first_line(error)}"
+    return f"{'.'.join(part for part in (prefix, *path) if part)}: {_first_line(error)}"
 
 
 def _schema_of(constructor: Callable[..., Any]) -> type:

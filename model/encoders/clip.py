@@ -6,6 +6,7 @@ from typing import Any
 import timm
 import torch
 import torch.nn.functional as F
+from huggingface_hub.errors import StrictDataclassError
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection
@@ -102,6 +103,7 @@ class ImageTower(nn.Module):
         trunk.patch_embed.grid_size, trunk.patch_embed.num_patches = (rows, columns), rows * columns
         width = trunk.embed_dim
         trunk.pos_embed = nn.Parameter(torch.empty(1, 1 + rows * columns, width).normal_(std=0.02))
+        nn.init.normal_(trunk.head.weight, std=width**-0.5)  # CLIP's; timm's own schemes may begin with zeros
         if options.pretrained:
             state = _pretrained_vit(options, num_classes=embed_dim).state_dict()
             state["pos_embed"] = resize_position_grid(state["pos_embed"], (rows, columns))
@@ -197,5 +199,6 @@ def _build_text_model(embed_dim: int, options: TextOptions) -> CLIPTextModelWith
     special = {"bos_token_id": vocab_size - 2, "eos_token_id": vocab_size - 1}  # where CLIP's vocabulary ends too
     try:
         return CLIPTextModelWithProjection(CLIPTextConfig(projection_dim=embed_dim, **special, **sizes))
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise ConfigError(f"model.text.options: transformers cannot build the text tower with them: {error}") from None
+    except (TypeError, ValueError, RuntimeError, StrictDataclassError) as error:
+        reason = str(error).splitlines()[-1].strip()
+        raise ConfigError(f"model.text.options: transformers cannot build the text tower with them: {reason}") from None

@@ -1,0 +1,69 @@
+"""The shape of the code base: imports point one way, devices have one home, every registered part is tested."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+from datasets.annotations import ADAPTERS
+from model.convert import FORMATS
+from model.encoders import ENCODERS
+from model.objectives import OBJECTIVES
+from tests.conftest import ROOT
+
+MAY_IMPORT = {
+    "utils": set(),
+    "configs": {"utils"},
+    "datasets": {"configs", "utils"},
+    "model": {"configs", "utils"},
+    "solver": {"configs", "utils"},
+    "processor": {"datasets", "model", "solver", "configs", "utils"},
+    "tools": {"processor", "datasets", "model", "solver", "configs", "utils"},
+    ".": {"processor", "datasets", "model", "solver", "configs", "utils"},
+}
+SOURCES = [
+    path for folder in MAY_IMPORT for path in sorted((ROOT / folder).glob("*.py" if folder == "." else "**/*.py"))
+]
+
+
+def imported_packages(path: Path) -> set[str]:
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            names.add(node.module or "")
+    return {name.split(".")[0] for name in names}
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_point_one_way(path: Path) -> None:
+    package = path.relative_to(ROOT).parts[0] if path.parent != ROOT else "."
+    ours = imported_packages(path) & (MAY_IMPORT.keys() | {"tests"})
+    assert ours <= MAY_IMPORT[package] | {package}
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_files_are_short_and_say_what_they_are_for(path: Path) -> None:
+    text = path.read_text()
+    assert text.count("\n") <= 300
+    assert not text.strip() or ast.get_docstring(ast.parse(text)), f"{path} opens without a docstring"
+
+
+def test_only_one_file_names_a_device() -> None:
+    guilty = []
+    for path in SOURCES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            literal = isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value.startswith("cuda")
+            call = isinstance(node, ast.Attribute) and node.attr == "cuda" and not isinstance(node.value, ast.Name)
+            if (literal or call) and path != ROOT / "utils/distributed.py":
+                guilty.append(f"{path.relative_to(ROOT)}:{node.lineno}")
+    assert not guilty
+
+
+def test_every_registered_name_appears_in_a_test() -> None:
+    tests = "\n".join(path.read_text() for path in (ROOT / "tests").glob("test_*.py"))
+    for registry in (ADAPTERS, ENCODERS, FORMATS, OBJECTIVES):
+        for name in registry:
+            assert f'"{name}' in tests or f".{name}" in tests or f"'{name}" in tests, f"{registry.kind} {name}"

@@ -1,0 +1,178 @@
+"""Configs: inheritance, null, --set, round trip; every mistake is an error that names its dotted path."""
+
+import string
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from configs.schema import Config, load_config
+from model.task import build_task, resolve
+from tests.conftest import ROOT, TINY
+from utils.config import to_plain, to_yaml
+from utils.errors import ConfigError
+
+SHIPPED = sorted((ROOT / "configs").glob("*.yaml"))
+# Bases are not to be trained by themselves; a loss makes them complete.
+COMPLETE = {"clip_vit_b16": ["losses.itc={}"]}
+
+
+def write(folder: Path, name: str, text: str) -> Path:
+    (folder / name).write_text(text)
+    return folder / name
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_every_shipped_config_builds_at_tiny_size_and_reloads_equal(path: Path, tmp_path: Path) -> None:
+    config = resolve(load_config(path, [*TINY, *COMPLETE.get(path.stem, [])]))
+    build_task(config, num_pids=3)
+    saved = write(tmp_path, "config.yaml", to_yaml(config))
+    assert resolve(load_config(saved)) == config
+
+
+def test_the_four_configs_are_shipped() -> None:
+    assert {"clip_vit_b16", "baseline", "irra", "synthetic"} <= {path.stem for path in SHIPPED}
+
+
+def test_mappings_merge_lists_replace_and_null_drops_a_loss(tmp_path: Path) -> None:
+    write(tmp_path, "a.yaml", "solver: {lr: 1.0, rules: [{match: x}, {match: y}]}\nlosses: {sdm: {}, mlm: {depth: 2}}")
+    (tmp_path / "sub").mkdir()
+    b = write(
+        tmp_path / "sub", "b.yaml", "base: ../a.yaml\nsolver: {eps: 0.5, rules: [{match: z}]}\nlosses: {mlm: null}"
+    )
+    config = load_config(b)
+    assert (config.solver.lr, config.solver.eps) == (1.0, 0.5)
+    assert [rule.match for rule in config.solver.rules] == ["z"]
+    assert config.losses == {"sdm": {}}
+
+
+def test_set_wins_over_files_and_knows_null_lists_and_numbers(tmp_path: Path) -> None:
+    path = write(tmp_path, "a.yaml", "losses: {sdm: {}, id: {}}\ndata: {image_size: [8, 4]}\ntrain: {clip_grad: 1.0}")
+    overrides = ["losses.id=null", "losses.mlm={depth: 1}", "losses.sdm.weight=0.5", "solver.lr=1e-4"]
+    config = load_config(path, [*overrides, "data.image_size=[16, 8]", "train.clip_grad=null", "name=a=b"])
+    assert config.losses == {"sdm": {"weight": 0.5}, "mlm": {"depth": 1}}
+    assert (config.solver.lr, config.data.image_size, config.train.clip_grad) == (1e-4, (16, 8), None)
+    assert config.name == "a=b"
+
+
+def test_a_loss_that_was_dropped_can_be_had_again(tmp_path: Path) -> None:
+    write(tmp_path, "a.yaml", "losses: {sdm: {weight: 2}}")
+    write(tmp_path, "b.yaml", "base: a.yaml\nlosses: {sdm: null}")
+    c = write(tmp_path, "c.yaml", "base: b.yaml\nlosses: {sdm: {}}")
+    assert load_config(c).losses == {"sdm": {}}
+
+
+def test_resolving_spells_out_every_option() -> None:
+    config = resolve(load_config(ROOT / "configs/irra.yaml"))
+    assert config.losses["mlm"] == {"weight": 1.0, "depth": 4, "clean_captions": False}
+    assert config.model["image"]["pretrained"] is True
+    assert to_plain(config) == to_plain(resolve(config))
+
+
+MISTAKES = {
+    "data.batchsize=3": r"data\.batchsize: unknown key; did you mean 'batch_size'",
+    "dta.batch_size=3": r"dta: unknown key; did you mean 'data'",
+    "data.batch_size=many": r"data\.batch_size: .*many",
+    "data.batch_size=1.5": r"data\.batch_size: .*1\.5",
+    "data.image_size=[384]": r"data\.image_size",
+    "data.image_size=384": r"data\.image_size",
+    "solver.rules=[{mach: x}]": r"solver\.rules: .*mach",
+    "solver.schedule.nme=cosine": r"solver\.schedule\.nme: unknown key; did you mean 'name'",
+    "solver.schedule.name=cosinus": r"solver\.schedule\.name: .*cosinus.*cosine",
+    "train=fast": r"train",
+    "losses.sdn={}": r"losses\.sdn: unknown loss 'sdn'; did you mean 'sdm'",
+    "losses.mlm.dept=3": r"losses\.mlm\.dept: unknown key; did you mean 'depth'",
+    "losses.mlm.depth=deep": r"losses\.mlm\.depth: .*deep",
+    "losses.mlm.depth=-1": r"losses\.mlm\.depth: must not be negative",
+    "losses.itc=null": r"losses\.itc: null drops an inherited loss, but there is none.*sdm, id, mlm",
+    "losses.sdm=3": r"losses\.sdm",
+    "losses=null": r"losses",
+    "model.name=klip": r"model\.name: unknown encoder 'klip'; did you mean 'clip'",
+    "model.nam=clip": r"model\.nam: unknown key",
+    "model.image.arc=vit": r"model\.image\.arc: unknown key; did you mean 'arch'",
+    "model.image.arch=vit_base_patch16_clip_quickgelu_223": r"model\.image\.arch: did you mean .*quickgelu_224",
+    "model.image.arch=resnet18": r"model\.image\.arch: resnet18 is no vision transformer|timm cannot build resnet18",
+    "model.image.options.depht=2": r"model\.image\.options: .*depht",
+    "model.image.stride=17": r"model\.image\.stride: 17",
+    "model.text.options.hiden_size=2": r"model\.text\.options\.hiden_size: unknown key; did you mean 'hidden_size'",
+    "model.text.options.num_attention_heads=7": r"model\.text\.options",
+    "model.text.arch=klip": r"model\.text\.arch: unknown 'klip'; did you mean 'clip'",
+    "model.temperature=0": r"model\.temperature: must be above 0",
+    "model.embed_dim=100": r"losses\.mlm: needs model\.embed_dim to be a multiple of 64, is 100",
+    "data.text_length=100": r"data\.text_length: 100 tokens, but the text tower has 77",
+    "data.text_length=1": r"data\.text_length",
+    "data.batch_size=1": r"data\.batch_size: must be at least 2",
+    "train.epochs=0": r"train\.epochs: must be at least 1",
+    "solver.lr=-1": r"solver\.lr: must not be negative",
+    "nokey": r"--set nokey: write it as key\.subkey=value",
+    "train.epochs=[": r"--set train\.epochs=\[",
+}
+
+
+@pytest.mark.parametrize("override", MISTAKES)
+def test_a_mistake_is_an_error_that_names_its_path(override: str) -> None:
+    with pytest.raises(ConfigError, match=MISTAKES[override]):
+        build_task(resolve(load_config(ROOT / "configs/irra.yaml", [*TINY, override])), num_pids=3)
+
+
+FILES = {
+    "duplicate key": (
+        "losses: {}\ntrain:\n  epochs: 1\n  epochs: 2\n",
+        r"a\.yaml: found duplicate key epochs \(line 4\)",
+    ),
+    "no YAML": ("losses: [", r"a\.yaml: .*line"),
+    "a list": ("- 1\n- 2\n", r"a\.yaml: a config is a mapping"),
+    "base missing": ("base: nowhere.yaml\n", r"nowhere\.yaml: no such config file \(named as 'base' in .*a\.yaml"),
+    "base circular": ("base: a.yaml\n", r"a\.yaml: 'base' is circular"),
+    "base a list": ("base: [b.yaml]\n", r"a\.yaml: 'base' must be the name of one file"),
+    "no losses": (
+        "model: {name: clip}\n",
+        r"losses: there is none to train with; choose from sdm|losses: there is none",
+    ),
+    "no encoder": ("losses: {sdm: {}}\n", r"model\.name: which encoder\? choose from clip"),
+    "null without base": (
+        "model: {name: clip}\nlosses:\n  sdm:\n",
+        r"losses\.sdm: null drops.*to add it write 'sdm: \{\}'",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", FILES)
+def test_a_broken_file_is_an_error_that_names_it(case: str, tmp_path: Path) -> None:
+    text, message = FILES[case]
+    with pytest.raises(ConfigError, match=message):
+        resolve(load_config(write(tmp_path, "a.yaml", text)))
+
+
+def test_a_missing_file_is_named() -> None:
+    with pytest.raises(ConfigError, match=r"configs/ira\.yaml: no such config file"):
+        load_config("configs/ira.yaml")
+
+
+def leaves(value: object, path: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
+    """The dotted paths of all keys that a YAML may hold with free values below none of them."""
+    if not isinstance(value, dict):
+        return [path]
+    return (
+        [path, *(leaf for key, item in value.items() for leaf in leaves(item, (*path, key)))]
+        if path
+        else [leaf for key, item in value.items() for leaf in leaves(item, (key,))]
+    )
+
+
+KEYS = leaves(to_plain(resolve(load_config(ROOT / "configs/irra.yaml"))))
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_any_misspelt_key_is_rejected(data: st.DataObject) -> None:
+    path = data.draw(st.sampled_from(KEYS))
+    at = data.draw(st.integers(0, len(path[-1])))
+    typo = path[-1][:at] + data.draw(st.sampled_from(string.ascii_lowercase)) + path[-1][at:]
+    with pytest.raises(ConfigError, match=typo):
+        resolve(load_config(ROOT / "configs/irra.yaml", [".".join([*path[:-1], typo]) + "=1"]))
+
+
+def test_the_default_config_is_typed() -> None:
+    assert isinstance(load_config(ROOT / "configs/irra.yaml"), Config)

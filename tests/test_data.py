@@ -1,0 +1,244 @@
+"""From annotation files to batches: records, errors that name the file, determinism, and what a batch holds."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from configs.schema import DataConfig
+from datasets.annotations import ADAPTERS, load_annotations
+from datasets.loaders import build_eval_loaders, build_train_loader, data_tokenizer, num_workers
+from datasets.pairs import Collate, longest, read_image
+from datasets.samplers import RandomBatches
+from datasets.transforms import CLIP_MEAN, CLIP_STD, build_transform
+from utils.batch import FIELDS
+from utils.errors import ConfigError, DataError
+
+
+def cuhk(root: Path, rows: object) -> Path:
+    """A CUHK-PEDES folder with these annotations."""
+    folder = root / "CUHK-PEDES"
+    (folder / "imgs").mkdir(parents=True, exist_ok=True)
+    (folder / "reid_raw.json").write_text(rows if isinstance(rows, str) else json.dumps(rows))
+    return root
+
+
+def row(pid: int = 1, name: str = "a.jpg", captions: object = ("A man.",), split: str = "train") -> dict:
+    return {"id": pid, "file_path": name, "captions": captions, "split": split}
+
+
+def train_loader(root: Path, fields=tuple(FIELDS), *, workers: int = 0, seed: int = 1, full_text: bool = False):
+    config = DataConfig(
+        root=str(root), image_size=(64, 32), image_aug=["flip", "pad_crop", "erase"], batch_size=6, workers=workers
+    )
+    annotations = load_annotations("synthetic", root)
+    tokenizer = data_tokenizer(config, annotations)
+    return build_train_loader(
+        config, annotations, tokenizer, fields=set(fields), full_text=full_text, seed=seed, pin_memory=False
+    )
+
+
+def test_records_keep_what_the_file_says(tmp_path: Path) -> None:
+    captions = ["  A MAN\nwith  two bags ", "second"]
+    rows = [row(7, "x/b.png", captions), row(3), row(9, split="test"), row(4, split="val"), row(5, split="dev")]
+    annotations = load_annotations("cuhk_pedes", cuhk(tmp_path, rows))
+    first = annotations.train[0]
+    assert (first.pid, first.image_id, first.captions, first.split) == (7, 0, tuple(captions), "train")
+    assert first.image_path == str(tmp_path / "CUHK-PEDES/imgs/x/b.png")
+    assert annotations.train_labels == {3: 0, 7: 1}
+    assert [record.pid for record in annotations.val] == [4, 5]  # anything but train and test is val
+    assert annotations.table().splitlines()[1].split() == ["train", "2", "2", "3"]
+
+
+BAD_ANNOTATIONS = {
+    "no JSON": ("[{", r"reid_raw\.json: not a readable JSON"),
+    "no list": ({"id": 1}, r"reid_raw\.json: expected a list"),
+    "split-less file": (
+        [{"id": 1, "file_path": "a", "captions": ["x"]}],
+        r"annotation 0 has no split.*caption_all\.json",
+    ),
+    "captions a string": ([row(captions="A man.")], r"annotation 0 \(a\.jpg\) must have a list of captions"),
+    "no captions": ([row(), row(captions=[])], r"annotation 1"),
+    "id a word": ([row(pid="one")], r"annotation 0.*no whole number: 'one'"),  # type: ignore[arg-type]
+    "absolute path": ([row(name="/etc/passwd")], r"points outside the data set"),
+    "parent path": ([row(name="../../x.jpg")], r"points outside the data set"),
+    "no test split": ([row()], r"no test images"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_ANNOTATIONS)
+def test_bad_annotations_are_named(case: str, tmp_path: Path) -> None:
+    rows, message = BAD_ANNOTATIONS[case]
+    with pytest.raises(DataError, match=message):
+        load_annotations("cuhk_pedes", cuhk(tmp_path, rows))
+
+
+def test_missing_folders_files_and_data_sets_are_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"CUHK-PEDES: no such data set folder.*data\.root"):
+        load_annotations("cuhk_pedes", tmp_path)
+    (tmp_path / "CUHK-PEDES").mkdir()
+    with pytest.raises(DataError, match=r"reid_raw\.json: no such annotation file"):
+        load_annotations("cuhk_pedes", tmp_path)
+    with pytest.raises(ConfigError, match=r"data\.dataset: unknown data set 'cuhk_peds'; did you mean 'cuhk_pedes'"):
+        load_annotations("cuhk_peds", tmp_path)
+    assert set(ADAPTERS) == {"cuhk_pedes", "synthetic"}
+
+
+def test_a_batch_holds_exactly_the_fields_asked_for(root: Path) -> None:
+    loader = train_loader(root)
+    batch = next(iter(loader.epoch(1)))
+    assert set(batch) == set(FIELDS)
+    size, length = batch["caption_ids"].shape
+    assert batch["images"].shape == (size, 3, 64, 32) and batch["images"].dtype == torch.float32
+    assert batch["mlm_ids"].shape == batch["mlm_labels"].shape == (size, length)
+    assert length == longest(batch["caption_ids"]) < 77
+    assert batch["mlm_positions"].tolist() == [
+        i * length + j for i in range(size) for j in range(length) if batch["mlm_labels"][i, j] != 0
+    ]
+    some = next(iter(train_loader(root, ["images", "pids"]).epoch(1)))
+    assert set(some) == {"images", "pids"}
+    assert next(iter(train_loader(root, full_text=True).epoch(1)))["mlm_ids"].shape == (size, 77)
+
+
+def test_pids_are_labels_and_index_leads_back_to_the_pair(root: Path) -> None:
+    loader = train_loader(root)
+    seen = []
+    for batch in loader.epoch(1):
+        for index, label in zip(batch["index"].tolist(), batch["pids"].tolist(), strict=True):
+            record, _ = loader.pairs.pairs[index]
+            assert loader.pairs.labels[record.pid] == label
+            seen.append(index)
+    assert sorted(seen) == list(range(len(loader.pairs))) and len(seen) == 8 * 2 * 2
+    assert {loader.pairs.labels[record.pid] for record, _ in loader.pairs.pairs} == set(range(8))
+
+
+def test_epochs_differ_and_repeat_whatever_the_workers(root: Path) -> None:
+    alone, helped = train_loader(root), train_loader(root, workers=1)
+    for epoch in (1, 2):
+        for a, b in zip(alone.epoch(epoch), helped.epoch(epoch), strict=True):
+            assert all(torch.equal(a[name], b[name]) for name in FIELDS)
+    first, second = (list(alone.epoch(epoch)) for epoch in (1, 2))
+    again = list(alone.epoch(1))
+    assert all(torch.equal(a["images"], b["images"]) for a, b in zip(first, again, strict=True))
+    by_index = [
+        {
+            int(i): (image, ids)
+            for b in batches
+            for i, image, ids in zip(b["index"], b["images"], b["mlm_labels"], strict=True)
+        }
+        for batches in (first, second)
+    ]
+    changed = [not torch.equal(by_index[0][i][0], by_index[1][i][0]) for i in by_index[0]]
+    assert sum(changed) > len(changed) // 2  # augmentation is drawn anew each epoch
+    other_seed = next(iter(train_loader(root, seed=2).epoch(1)))
+    assert not torch.equal(other_seed["index"], first[0]["index"])
+
+
+def test_loading_leaves_the_global_random_state_alone(root: Path) -> None:
+    loader = train_loader(root)
+    torch.manual_seed(5)
+    expected = torch.rand(1)
+    torch.manual_seed(5)
+    loader.pairs[3]
+    assert torch.equal(torch.rand(1), expected)
+
+
+def test_random_batches_cover_each_epoch_once() -> None:
+    batches = RandomBatches(23, 5, seed=1)
+    orders = []
+    for epoch in (1, 2):
+        batches.set_epoch(epoch)
+        epoch_batches = list(batches)
+        assert len(epoch_batches) == len(batches) == 5
+        orders.append([index for batch in epoch_batches for index in batch])
+        assert sorted(orders[-1]) == list(range(23))
+    assert orders[0] != orders[1]
+
+
+def test_evaluation_loaders_keep_annotation_order_and_raw_pids(root: Path) -> None:
+    annotations = load_annotations("synthetic", root)
+    config = DataConfig(root=str(root), image_size=(64, 32), workers=0)
+    loaders = build_eval_loaders(
+        config, annotations.test, data_tokenizer(config, annotations), batch_size=5, pin_memory=False
+    )
+    gallery = torch.cat([batch["pids"] for batch in loaders.gallery])
+    query = torch.cat([batch["pids"] for batch in loaders.query])
+    assert gallery.tolist() == [record.pid for record in annotations.test]
+    assert query.tolist() == [record.pid for record in annotations.test for _ in record.captions]
+
+
+def test_an_empty_caption_and_one_that_is_too_long_can_be_trained_on(root: Path) -> None:
+    loader = train_loader(root)
+    record, _ = loader.pairs.pairs[0]
+    loader.pairs.pairs[0], loader.pairs.pairs[1] = (record, ""), (record, "red shirt and " * 60)
+    batch = Collate(full_text=True)([loader.pairs[0], loader.pairs[1]])
+    end = loader.pairs.tokenizer.mask_id + 2
+    assert batch["caption_ids"][0].tolist()[:3] == [end - 1, end, 0]
+    assert batch["caption_ids"][1, -1] == end and (batch["caption_ids"][1] != 0).all()
+    assert (batch["mlm_labels"] != 0).any(dim=1).all()
+
+
+# --- images ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_truncated_image_is_named_and_stops_the_loader(workers: int, root: Path, tmp_path: Path) -> None:
+    loader = train_loader(root, workers=workers)
+    record, caption = loader.pairs.pairs[0]
+    broken = tmp_path / "broken.jpg"
+    broken.write_bytes(Path(record.image_path).read_bytes()[:700])
+    loader.pairs.pairs[0] = (dataclasses.replace(record, image_path=str(broken)), caption)
+    with pytest.raises(DataError) as caught:
+        list(loader.epoch(1))
+    assert str(caught.value).startswith(str(broken)) and "Traceback" not in str(caught.value)
+
+
+def test_images_that_cannot_be_read_are_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"nobody\.jpg: no such image"):
+        read_image(str(tmp_path / "nobody.jpg"))
+    (tmp_path / "text.jpg").write_text("not an image")
+    with pytest.raises(DataError, match=r"text\.jpg: this image cannot be read"):
+        read_image(str(tmp_path / "text.jpg"))
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "RGBA", "P", "CMYK"])
+def test_any_image_mode_becomes_rgb(mode: str, tmp_path: Path) -> None:
+    name = tmp_path / ("x.tif" if mode == "CMYK" else "x.png")
+    Image.new(mode, (9, 5)).save(name)
+    assert read_image(str(name)).mode == "RGB"
+
+
+def test_the_plain_transform_resizes_exactly_and_normalises() -> None:
+    image = Image.fromarray(np.full((50, 70, 3), 128, np.uint8))
+    tensor = build_transform((384, 128))(image)
+    assert tensor.shape == (3, 384, 128)
+    for channel in range(3):
+        expected = (128 / 255 - CLIP_MEAN[channel]) / CLIP_STD[channel]
+        torch.testing.assert_close(tensor[channel], torch.full((384, 128), expected))
+
+
+def test_the_augmentations_are_the_recipes() -> None:
+    steps = build_transform((384, 128), ["erase", "flip", "pad_crop"]).transforms  # type: ignore[attr-defined]
+    names = [type(step).__name__ for step in steps]
+    assert names == ["Resize", "RandomHorizontalFlip", "Pad", "RandomCrop", "ToTensor", "Normalize", "RandomErasing"]
+    erase = steps[-1]
+    assert (erase.p, tuple(erase.scale), tuple(erase.ratio), tuple(erase.value)) == (
+        0.5,
+        (0.02, 0.4),
+        (0.3, 3.3),
+        CLIP_MEAN,
+    )
+    assert (steps[2].padding, steps[2].fill) == (10, 0)
+    with pytest.raises(ConfigError, match=r"data\.image_aug: unknown 'flop'; did you mean 'flip'"):
+        build_transform((8, 4), ["flop"])
+
+
+def test_more_workers_than_cores_is_an_error_with_the_number_of_cores() -> None:
+    with pytest.raises(ConfigError, match=r"data\.workers: 4096, but this machine has \d+ cores"):
+        num_workers(DataConfig(workers=4096))
+    assert 1 <= num_workers(DataConfig(workers=None)) <= 8
+    assert num_workers(DataConfig(workers=0)) == 0

@@ -1,0 +1,68 @@
+"""Masked captions: the authors' draws with injected random streams, rates, and what is never masked."""
+
+import numpy as np
+import torch
+
+from datasets.extras import mask_caption, random_mask
+
+MASK, START, END = 49405, 49406, 49407
+
+
+def caption(*tokens: int, length: int = 12) -> torch.Tensor:
+    ids = torch.zeros(length, dtype=torch.int64)
+    ids[: len(tokens) + 2] = torch.tensor([START, *tokens, END])
+    return ids
+
+
+def test_draws_are_consumed_in_the_authors_order(irra_golden: dict[str, np.ndarray]) -> None:
+    used = {"uniforms": 0, "choices": 0}
+
+    def stream(name: str):
+        def take(count: int) -> np.ndarray:
+            used[name] += count
+            return irra_golden[f"mask0/{name}"][used[name] - count : used[name]]
+
+        return take
+
+    original = torch.from_numpy(irra_golden["mask0/orig_ids"])
+    before = original.clone()
+    ids, labels = mask_caption(original, MASK, stream("uniforms"), stream("choices"))
+    np.testing.assert_array_equal(ids.numpy(), irra_golden["mask0/mlm_ids"])
+    np.testing.assert_array_equal(labels.numpy(), irra_golden["mask0/mlm_labels"])
+    np.testing.assert_array_equal(ids.numpy(), irra_golden["mask0/caption_ids_after"])  # the authors' captions, too
+    assert used == {"uniforms": irra_golden["mask0/n_uniforms_used"], "choices": irra_golden["mask0/n_choices_used"]}
+    torch.testing.assert_close(original, before)
+
+
+def test_each_part_of_the_draw_does_its_own() -> None:
+    draws = np.array([0.1499, 0.15, 0.0, 0.1199, 0.1201, 0.1349, 0.1351])
+    ids, labels = mask_caption(caption(1, 2, 3, 4, 5, 6, 7), MASK, lambda n: draws[:n], lambda n: np.full(n, 999))
+    assert ids[1:8].tolist() == [1, 2, MASK, MASK, 999, 999, 7]
+    assert labels[1:8].tolist() == [1, 0, 3, 4, 5, 6, 7]
+
+
+def test_when_nothing_is_drawn_the_first_token_is_masked() -> None:
+    ids, labels = mask_caption(caption(5, 6), MASK, np.ones, np.ones)
+    assert ids.tolist()[:4] == [START, MASK, 6, END]
+    assert labels.tolist()[:4] == [0, 5, 0, 0]
+
+
+def test_an_empty_caption_gives_up_its_end_token() -> None:
+    ids, labels = mask_caption(caption(), MASK, np.ones, np.ones)
+    assert ids.tolist()[:3] == [START, MASK, 0]
+    assert labels.tolist()[:3] == [0, END, 0]
+
+
+def test_rates_and_untouchable_tokens() -> None:
+    rng = np.random.default_rng(0)
+    original = caption(*range(1, 2001), 0, MASK, length=2100)
+    ids, labels = random_mask(original, MASK, rng)
+    predicted = labels != 0
+    assert 0.12 < predicted[1:2001].float().mean() < 0.18
+    assert not predicted[0] and not predicted[2001:].any()
+    masked = (ids[predicted] == MASK).float().mean()
+    unchanged = (ids[predicted] == original[predicted]).float().mean()
+    assert 0.74 < masked < 0.86 and 0.05 < unchanged < 0.16
+    torch.testing.assert_close(ids[~predicted], original[~predicted])
+    torch.testing.assert_close(labels[predicted], original[predicted])
+    assert int(ids.min()) == 0 and int(ids[predicted].min()) > 0

@@ -1,0 +1,58 @@
+"""README keeps its word: its loss can be added as it stands, its files and configs exist, its commands parse."""
+
+import importlib.util
+import re
+import sys
+from pathlib import Path
+
+import yaml
+
+from configs.schema import load_config
+from model.objectives import OBJECTIVES
+from model.task import resolve
+from tests.conftest import ROOT
+from tests.test_task import tiny_batch, tiny_task
+
+README = (ROOT / "README.md").read_text()
+
+
+def test_the_example_loss_trains_as_printed(tmp_path: Path) -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", README, re.S)
+    assert len(code.splitlines()) <= 45
+    (tmp_path / "margin.py").write_text(code)
+    spec = importlib.util.spec_from_file_location("margin_of_readme", tmp_path / "margin.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    try:
+        spec.loader.exec_module(module)
+        task = tiny_task("losses.margin.margin=0.3")
+        total, terms = task(tiny_batch(task))
+        total.backward()
+        assert total.isfinite() and float(terms["margin_loss"]) > 0
+    finally:
+        OBJECTIVES._parts.pop("margin", None)
+        del sys.modules[spec.name]
+
+
+def test_the_example_config_is_the_shipped_one() -> None:
+    (printed,) = re.findall(r"```yaml\n# configs/irra\.yaml\n(.*?)```", README, re.S)
+    shipped = yaml.safe_load((ROOT / "configs/irra.yaml").read_text())
+    assert yaml.safe_load(printed) == shipped
+
+
+def test_named_files_exist_and_overrides_are_accepted() -> None:
+    for name in re.findall(r"`((?:configs|datasets|model|processor|utils|tools|docs)/[\w/.]+)`", README):
+        assert (ROOT / name).exists(), name
+    for name in re.findall(r"\| `(\w+\.yaml)` \|", README):
+        assert (ROOT / "configs" / name).exists() or name == "config.yaml", name
+    for config, overrides in re.findall(r"train\.py --config (configs/\w+\.yaml) --set ([^\n`]+)", README):
+        resolve(load_config(ROOT / config, overrides.split()))
+    for override in re.findall(r"`--set (losses\.\S+=\S+)`", README):
+        if "margin" not in override:
+            resolve(load_config(ROOT / "configs/irra.yaml", [override]))
+
+
+def test_the_listed_losses_are_all_there_are() -> None:
+    (line,) = re.findall(r"^Losses: (.*?)\.", README, re.M)
+    assert set(re.findall(r"`(\w+)`", line)) == set(OBJECTIVES)

@@ -1,0 +1,295 @@
+"""From YAML to metrics on rendered pedestrians: what a run writes, and that test.py gives its numbers again."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+import test as test_program
+import train as train_program
+from configs.schema import Config, load_config
+from datasets.annotations import load_annotations
+from datasets.pairs import TrainPairs
+from model.objectives.matching import SDM
+from model.task import resolve
+from processor.evaluator import METRICS
+from processor.meters import Meters, StepWatch
+from processor.trainer import Trainer
+from tests.conftest import ROOT
+from utils.checkpoint import load_checkpoint
+from utils.errors import ConfigError, DataError, TrainingError
+
+IRRA = ROOT / "configs/irra.yaml"
+
+
+def tiny_config(tiny: list[str], *overrides: str, config: Path = IRRA) -> Config:
+    return resolve(load_config(config, [*tiny, *overrides]))
+
+
+def metrics_lines(run: Path) -> list[dict]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def finished(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of six epochs that learns its eight training people by heart."""
+    from tests.conftest import TINY
+
+    run = tmp_path_factory.mktemp("finished") / "run"
+    overrides = [
+        "train.epochs=6",
+        "solver.lr=5e-4",
+        "solver.eps=1e-8",
+        "solver.schedule.warmup_epochs=1",
+        "eval.every=2",
+    ]
+    config = tiny_config([*TINY, f"data.root={root}"], *overrides)
+    return train_program.train(config, run)
+
+
+def test_a_run_folder_holds_everything(finished: Path) -> None:
+    names = {path.name.split(".")[0] if path.name.startswith("events") else path.name for path in finished.iterdir()}
+    assert names == {"config.yaml", "train.log", "metrics.jsonl", "best.pt", "last.pt", "events"}
+    assert resolve(load_config(finished / "config.yaml")).train.epochs == 6
+    last, best = load_checkpoint(finished / "last.pt"), load_checkpoint(finished / "best.pt")
+    assert last["epoch"] == 6 and {"model", "optimizer", "scaler", "config", "metrics"} <= set(last)
+    lines = metrics_lines(finished)
+    assert [line["epoch"] for line in lines] == [1, 2, 3, 4, 5, 6]
+    assert [line["epoch"] for line in lines if "val" in line] == [2, 4, 6]
+    first_best = max((line for line in lines if "val" in line), key=lambda line: line["val"]["R1"])
+    assert best["epoch"] == first_best["epoch"] and best["metrics"]["val"] == first_best["val"]
+
+
+def test_the_losses_fall(finished: Path) -> None:
+    lines = metrics_lines(finished)
+    for name in ("loss", "sdm_loss", "id_loss", "mlm_loss"):
+        assert lines[-1][name] < lines[0][name]
+    assert lines[0]["lr"] == pytest.approx(5e-5) and lines[1]["lr"] == pytest.approx(5e-4)
+    assert all(line["samples_per_second"] > 0 and line["peak_memory_gib"] > 0 for line in lines)
+
+
+def test_log_lines_have_the_fields_shape(finished: Path) -> None:
+    log = (finished / "train.log").read_text()
+    assert re.search(
+        r"Epoch\[1\] Iteration\[2/4\], loss: [\d.]+, sdm_loss: [\d.]+, id_loss: [\d.]+, img_acc: [\d.]+, "
+        r"txt_acc: [\d.]+, mlm_loss: [\d.]+, mlm_acc: [\d.]+, Base Lr: 5\.00e-05",
+        log,
+    )
+    assert re.search(
+        r"Epoch 1 done\. Time per batch: [\d.]+\[s\] Speed: [\d.]+\[samples/s\] Peak memory: [\d.]+\[GiB\]", log
+    )
+    assert re.search(r"subset +ids +images +captions\ntrain +8 +16 +32\nval +3 +6 +12\ntest +4 +8 +16", log)
+    assert re.search(r"\| +task +\| +R1 +\| +R5 +\| +R10 +\| +mAP +\| +mINP +\|", log)
+
+
+def test_the_final_table_has_three_rows_of_test_numbers(finished: Path) -> None:
+    log, lines = (finished / "train.log").read_text(), [line for line in metrics_lines(finished) if "test" in line]
+    chosen = {
+        r"selected on val \(best.pt\)": max(lines, key=lambda line: line["val"]["R1"]),
+        "last epoch": lines[-1],
+        "best on test": max(lines, key=lambda line: line["test"]["R1"]),
+    }
+    for name, line in chosen.items():
+        numbers = r" +\| +".join([str(line["epoch"]), *(re.escape(f"{line['test'][key]:.2f}") for key in METRICS)])
+        assert re.search(rf"\| +{name} +\| +{numbers} +\|", log), name
+    assert "protocol: t2i, whole gallery, no camera filter" in log
+
+
+def test_tensorboard_has_every_number(finished: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    board = EventAccumulator(str(finished)).Reload()
+    assert {"loss", "sdm_loss", "mlm_acc", "lr", "val/R1", "test/mINP"} <= set(board.Tags()["scalars"])
+    assert [event.value for event in board.Scalars("loss")] == pytest.approx(
+        [line["loss"] for line in metrics_lines(finished)]
+    )
+
+
+def run_test_program(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> None:
+    monkeypatch.setattr("sys.argv", ["test.py", *map(str, arguments)])
+    test_program.main()
+
+
+@pytest.mark.parametrize("checkpoint", ["best", "last", "path"])
+def test_test_program_reproduces_the_logged_numbers(
+    checkpoint: str, finished: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = finished / ("last.pt" if checkpoint != "best" else "best.pt")
+    recorded = load_checkpoint(file)["metrics"]
+    results = {}
+    evaluate = test_program.evaluate
+    monkeypatch.setattr(test_program, "evaluate", lambda arguments: results.update(evaluate(arguments)))
+    dump = tmp_path / "ranks.jsonl"
+    name = file if checkpoint == "path" else checkpoint
+    run_test_program(monkeypatch, "--run", finished, "--checkpoint", name, "--i2t", "--dump", dump)
+    assert results["t2i"] == recorded["test"]  # to the last bit
+    assert set(results) == {"t2i", "i2t"}
+    printed = capsys.readouterr().out
+    assert "| t2i  |" in printed and "| i2t  |" in printed
+
+    lines = [json.loads(line) for line in dump.read_text().splitlines()]
+    assert len(lines) == 16
+    assert 100 * sum(line["rank"] == 1 for line in lines) / len(lines) == pytest.approx(results["t2i"]["R1"])
+    assert 100 * sum(line["AP"] for line in lines) / len(lines) == pytest.approx(results["t2i"]["mAP"])
+    for line in lines:
+        hits = [number for number, found in enumerate(line["top"], start=1) if found["pid"] == line["pid"]]
+        assert hits[0] == line["rank"]
+
+
+def test_the_val_split_can_be_tested_too(finished: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    run_test_program(monkeypatch, "--run", finished, "--split", "val")
+    expected = load_checkpoint(finished / "best.pt")["metrics"]["val"]
+    assert f"{expected['R1']:.2f}" in capsys.readouterr().out
+
+
+def test_the_same_seed_gives_the_same_run_and_another_seed_another(tiny: list[str], tmp_path: Path) -> None:
+    def weights(name: str, *overrides: str) -> dict[str, torch.Tensor]:
+        run = train_program.train(tiny_config(tiny, *overrides), tmp_path / name)
+        return load_checkpoint(run / "last.pt")["model"]
+
+    first, again, other = weights("a"), weights("b"), weights("c", "train.seed=2")
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert not all(torch.equal(first[name], other[name]) for name in first)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["train.precision=bf16"],
+        ["train.precision=fp16"],
+        ["train.clip_grad=0.5", "train.accumulate=3"],
+        ["solver.optimizer=sgd", "eval.select_on=test"],
+        ["losses.sdm=null", "losses.cmpm={}", "losses.mlm.clean_captions=true"],
+    ],
+    ids=" ".join,
+)
+def test_options_of_the_loop_train(overrides: list[str], tiny: list[str], tmp_path: Path) -> None:
+    run = train_program.train(tiny_config(tiny, *overrides), tmp_path / "run")
+    (line,) = metrics_lines(run)
+    assert line["loss"] > 0 and set(METRICS) == set(line["test"])
+
+
+def test_compile_compiles_both_towers_and_trains(tiny: list[str], tmp_path: Path, monkeypatch) -> None:
+    compiled = []
+
+    def compile_without_code_generation(self: torch.nn.Module) -> None:  # which takes a minute and is not ours
+        compiled.append(type(self).__name__)
+        self._compiled_call_impl = torch.compile(self._call_impl, backend="eager")
+
+    monkeypatch.setattr(torch.nn.Module, "compile", compile_without_code_generation)
+    run = train_program.train(tiny_config(tiny, "train.compile=true"), tmp_path / "run")
+    assert compiled == ["ImageTower", "TextTower"]
+    plain = train_program.train(tiny_config(tiny), tmp_path / "plain")
+    assert load_checkpoint(run / "last.pt")["model"].keys() == load_checkpoint(plain / "last.pt")["model"].keys()
+    assert metrics_lines(run)[0]["loss"] == pytest.approx(metrics_lines(plain)[0]["loss"], rel=1e-4)
+
+
+def test_accumulated_batches_average_their_gradients(tiny: list[str], tmp_path: Path, monkeypatch) -> None:
+    """One SGD step on 4 accumulated batches moves as far as the mean of the 4 gradients."""
+    steps = []
+    step = torch.optim.SGD.step
+    monkeypatch.setattr(
+        torch.optim.SGD, "step", lambda self, *args, **kwargs: steps.append(1) or step(self, *args, **kwargs)
+    )
+    overrides = ["solver.optimizer=sgd", "losses.mlm=null", "solver.schedule.name=constant"]
+    train_program.train(tiny_config(tiny, *overrides, "train.accumulate=3"), tmp_path / "run")
+    assert len(steps) == 2  # four batches: a group of three and a group of one
+
+
+def test_a_loss_that_is_not_finite_stops_with_step_terms_and_images(
+    tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forward, calls = SDM.forward, []
+
+    def sometimes_nan(self, step):
+        calls.append(1)
+        loss, values = forward(self, step)
+        return (loss * float("nan") if len(calls) == 7 else loss), values  # step 3 of epoch 2
+
+    monkeypatch.setattr(SDM, "forward", sometimes_nan)
+    with pytest.raises(TrainingError) as caught:
+        train_program.train(tiny_config(tiny, "train.epochs=3"), tmp_path / "run")
+    message = str(caught.value)
+    assert message.startswith("step 7: the loss is not finite (loss = nan, sdm_loss = nan, id_loss = ")
+    assert message.count(".jpg") >= 4
+    assert load_checkpoint(tmp_path / "run/last.pt")["epoch"] == 1  # of the epoch before
+    assert len(metrics_lines(tmp_path / "run")) == 1
+
+
+def test_no_step_reads_a_number_from_the_device(
+    tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A host read in the step would make every GPU step wait; only log lines may read."""
+    inside = {"step": False}
+    forward = train_program.build_task.__globals__["RetrievalTask"].forward
+
+    def watched(self, batch):
+        inside["step"] = True
+        try:
+            return forward(self, batch)
+        finally:
+            inside["step"] = False
+
+    def forbid(name: str):
+        original = getattr(torch.Tensor, name)
+
+        def guarded(self, *args, **kwargs):
+            assert not inside["step"], f"Tensor.{name} in the step"
+            return original(self, *args, **kwargs)
+
+        return guarded
+
+    monkeypatch.setattr("model.task.RetrievalTask.forward", watched)
+    for name in ("item", "tolist", "cpu", "numpy", "__bool__", "__float__", "__int__", "nonzero"):
+        monkeypatch.setattr(torch.Tensor, name, forbid(name))
+    reads = []
+    monkeypatch.setattr(Meters, "read", lambda self, read=Meters.read: reads.append(1) or read(self))
+    train_program.train(tiny_config(tiny, "train.log_every=3"), tmp_path / "run")
+    assert len(reads) == 3  # two log lines (step 3 and the last), one record
+
+
+def test_meters_average_over_pairs_not_batches() -> None:
+    meters = Meters()
+    meters.update({"loss": torch.tensor(1.0)}, 3)
+    meters.update({"loss": torch.tensor(5.0)}, 1)
+    assert meters.read() == {"loss": 2.0}
+
+
+def test_the_watch_names_the_first_bad_step(root: Path) -> None:
+    annotations = load_annotations("synthetic", root)
+    pairs = TrainPairs(annotations.train, annotations.train_labels, None, None, (), 0)  # type: ignore[arg-type]
+    watch = StepWatch(pairs)
+    watch.note(1, {"loss": torch.tensor(1.0)}, torch.tensor([0]))
+    watch.check()
+    watch.note(2, {"loss": torch.tensor(float("inf"))}, torch.tensor([5]))
+    watch.note(3, {"loss": torch.tensor(float("nan"))}, torch.tensor([7]))
+    with pytest.raises(TrainingError, match=rf"(?s)step 2: .*{re.escape(pairs.pairs[5][0].image_path)}"):
+        watch.check()
+
+
+def test_selecting_on_a_val_split_that_is_not_there_is_an_error(
+    tiny: list[str], root: Path, monkeypatch, tmp_path
+) -> None:
+    annotations = load_annotations("synthetic", root)
+    annotations.val.clear()
+    monkeypatch.setattr(train_program, "load_annotations", lambda *args: annotations)
+    with pytest.raises(DataError, match=r"has no val split to select on; eval\.select_on=test"):
+        train_program.train(tiny_config(tiny), tmp_path / "run")
+    run = train_program.train(tiny_config(tiny, "eval.select_on=test"), tmp_path / "run")
+    assert "best on test (best.pt)" in (run / "train.log").read_text()
+
+
+def test_a_vocabulary_larger_than_the_text_towers_is_an_error(tiny: list[str], tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"data\.tokenizer: has \d+ tokens, but the text tower has 520"):
+        train_program.train(tiny_config(tiny, "model.text.options.vocab_size=520"), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_existing_run_folder_is_left_alone(tiny: list[str], tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    with pytest.raises(ConfigError, match=r"run: this run folder is there already"):
+        train_program.train(tiny_config(tiny), tmp_path / "run")
+    assert not list((tmp_path / "run").iterdir())
+    assert isinstance(Trainer, type)
