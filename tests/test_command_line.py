@@ -1,0 +1,161 @@
+"""train.py and test.py as a user meets them: exit status, one clear line, no traceback."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+import test as test_program
+import train as train_program
+from tests.conftest import ROOT
+
+
+def run_program(main, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: object):
+    """(exit status, stdout, stderr) of a program's main, in this process (a fresh one spends seconds on imports)."""
+    monkeypatch.setattr("sys.argv", ["program", *map(str, arguments)])
+    try:
+        main()
+        status: object = 0
+    except SystemExit as exit_:
+        status = exit_.code
+    captured = capsys.readouterr()
+    return status, captured.out, captured.err
+
+
+def test_a_misspelt_key_ends_a_real_process_with_one_line() -> None:
+    command = [sys.executable, "train.py", "--config", "configs/irra.yaml", "--set", "losses.mlm.dept=3"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, env={**os.environ})
+    assert done.returncode == 1
+    assert done.stderr.strip() == "error: losses.mlm.dept: unknown key; did you mean 'depth'?"
+
+
+def test_print_config_is_complete_and_reads_back(monkeypatch, capsys, tmp_path: Path) -> None:
+    arguments = ["--set", "model.image.pretrained=false", "model.text.pretrained=false", "--print-config"]
+    status, out, _ = run_program(
+        train_program.main, monkeypatch, capsys, "--config", ROOT / "configs/irra.yaml", *arguments
+    )
+    assert status == 0
+    printed = yaml.safe_load(out)
+    assert printed["losses"]["mlm"] == {"weight": 1.0, "depth": 4, "clean_captions": False}
+    (tmp_path / "printed.yaml").write_text(out)
+    again = run_program(
+        train_program.main, monkeypatch, capsys, "--config", tmp_path / "printed.yaml", "--print-config"
+    )
+    assert again[:2] == (0, out)
+
+
+TRAIN_MISTAKES = {
+    "no config": (["--config", "nowhere.yaml"], r"error: nowhere.yaml: no such config file"),
+    "model option": (["model.image.options.depht=3", "--print-config"], "error: model.image.options: "),
+    "no data": (
+        ["data.dataset=cuhk_pedes", "data.root=/nowhere"],
+        "error: /nowhere/CUHK-PEDES: no such data set folder",
+    ),
+    "workers": (["data.workers=4096"], "error: data.workers: 4096, but this machine has"),
+    "tokenizer": (["data.tokenizer=/nowhere"], "error: data.tokenizer: no tokenizer '/nowhere' here"),
+    "weights": (
+        ["model.text={arch: openai/clip-vit-base-patch16, pretrained: true}"],
+        "error: model.text.arch: the weights",
+    ),
+    "image weights": (
+        ["model.image={arch: vit_base_patch16_clip_quickgelu_224.openai, pretrained: true}"],
+        "error: model.image.",
+    ),
+    "rule": (["solver.rules=[{match: '('}]"], "error: solver.rules[0].match: '('"),
+    "output": (["train.output=/proc/nowhere"], "cannot make this run folder"),
+}
+
+
+@pytest.mark.parametrize("case", TRAIN_MISTAKES)
+def test_train_mistakes_exit_with_one_line(case: str, tiny: list[str], monkeypatch, capsys) -> None:
+    arguments, message = TRAIN_MISTAKES[case]
+    start = [] if arguments[0] == "--config" else ["--config", str(ROOT / "configs/irra.yaml"), "--set", *tiny]
+    status, _, error = run_program(train_program.main, monkeypatch, capsys, *start, *arguments)
+    assert status == 1
+    (line,) = [line for line in error.splitlines() if line.startswith("error: ")]
+    assert message in line and "Traceback" not in error
+
+
+@pytest.fixture(scope="module")
+def finished(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from configs.schema import load_config
+    from model.task import resolve
+    from tests.conftest import TINY
+
+    config = resolve(load_config(ROOT / "configs/baseline.yaml", [*TINY, f"data.root={root}"]))
+    return train_program.train(config, tmp_path_factory.mktemp("cli") / "run")
+
+
+def test_an_existing_run_folder_is_refused(finished: Path, tiny: list[str], monkeypatch, capsys) -> None:
+    before = {path: path.stat().st_mtime_ns for path in finished.iterdir()}
+    arguments = ["--config", ROOT / "configs/baseline.yaml", "--run", finished, "--set", *tiny]
+    status, _, error = run_program(train_program.main, monkeypatch, capsys, *arguments)
+    assert status == 1 and f"error: {finished}: this run folder is there already" in error
+    assert before == {path: path.stat().st_mtime_ns for path in finished.iterdir()}
+
+
+def other_architecture(run: Path, folder: Path) -> list[object]:
+    return ["--run", run, "--set", "model.text.options.num_hidden_layers=2"]
+
+
+def cut_in_half(run: Path, folder: Path) -> list[object]:
+    (folder / "half.pt").write_bytes((run / "best.pt").read_bytes()[: (run / "best.pt").stat().st_size // 2])
+    return ["--run", run, "--checkpoint", folder / "half.pt"]
+
+
+class Code:
+    def __reduce__(self):
+        return os.system, ("touch /tmp/this_must_not_be_made",)
+
+
+def with_code(run: Path, folder: Path) -> list[object]:
+    torch.save({"model": Code()}, folder / "code.pt")
+    return ["--run", run, "--checkpoint", folder / "code.pt"]
+
+
+def without_model(run: Path, folder: Path) -> list[object]:
+    torch.save({"weights": {}}, folder / "other.pt")
+    return ["--run", run, "--checkpoint", folder / "other.pt"]
+
+
+TEST_MISTAKES = {
+    "no run": (lambda run, folder: ["--run", folder], "no run folder (there is no config.yaml in it)"),
+    "no checkpoint": (lambda run, folder: ["--run", run, "--checkpoint", "bst"], "bst: no such checkpoint"),
+    "other architecture": (other_architecture, "of another architecture than the config's"),
+    "cut in half": (cut_in_half, "half.pt: damaged or no checkpoint"),
+    "code": (with_code, "code.pt: refused"),
+    "no model": (without_model, "other.pt: no checkpoint of this project"),
+    "no data": (lambda run, folder: ["--run", run, "--set", "data.dataset=cuhk_pedes"], "CUHK-PEDES: no such data set"),
+    "dump": (lambda run, folder: ["--run", run, "--dump", folder / "no/such/file"], "cannot be written"),
+}
+
+
+@pytest.mark.parametrize("case", TEST_MISTAKES)
+def test_test_mistakes_exit_with_one_line(case: str, finished: Path, monkeypatch, capsys, tmp_path: Path) -> None:
+    make, message = TEST_MISTAKES[case]
+    status, _, error = run_program(test_program.main, monkeypatch, capsys, *make(finished, tmp_path))
+    assert status == 1
+    assert error.startswith("error: ") and message in error and "Traceback" not in error
+    assert not Path("/tmp/this_must_not_be_made").exists()
+
+
+def test_interrupting_leaves_no_traceback(tiny: list[str], monkeypatch, capsys) -> None:
+    def interrupted(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train_program, "train", interrupted)
+    arguments = ["--config", ROOT / "configs/irra.yaml", "--set", *tiny]
+    assert run_program(train_program.main, monkeypatch, capsys, *arguments)[0] == 130
+
+
+def test_help_names_every_option(monkeypatch, capsys) -> None:
+    for main, options in (
+        (train_program.main, ["--config", "--set", "--run", "--print-config"]),
+        (test_program.main, ["--run", "--checkpoint", "--split", "--i2t", "--dump", "--set"]),
+    ):
+        status, out, _ = run_program(main, monkeypatch, capsys, "--help")
+        assert status == 0 and all(option in out for option in options)
