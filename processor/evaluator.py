@@ -12,6 +12,7 @@ from tqdm import tqdm
 from datasets.loaders import EvalLoaders
 from model.encoders import Encoder
 from utils.batch import Batch, to_device
+from utils.errors import TrainingError
 from utils.logger import format_table
 from utils.metrics import Ranking, rank_queries, similarity_chunks
 
@@ -35,11 +36,11 @@ class Embeddings:
 
     def rank_images(self) -> Ranking:
         """Text-to-image: every caption ranks the images."""
-        return rank_queries(similarity_chunks(self.query, self.gallery), self.query_pids, self.gallery_pids)
+        return _rank(self.query, self.gallery, self.query_pids, self.gallery_pids)
 
     def rank_captions(self) -> Ranking:
         """Image-to-text: every image ranks the captions."""
-        return rank_queries(similarity_chunks(self.gallery, self.query), self.gallery_pids, self.query_pids)
+        return _rank(self.gallery, self.query, self.gallery_pids, self.query_pids)
 
 
 @torch.no_grad()
@@ -71,6 +72,12 @@ def embed(encoder: Encoder, loaders: EvalLoaders, device: torch.device, precisio
 def metrics_table(rows: dict[str, dict[str, float]], first: str = "task") -> str:
     """The field's result table: one row per name, in percent."""
     return format_table([first, *METRICS], [[name, *(values[key] for key in METRICS)] for name, values in rows.items()])
+
+
+def _rank(query: Tensor, gallery: Tensor, query_pids: Tensor, gallery_pids: Tensor) -> Ranking:
+    if not (query.isfinite().all() and gallery.isfinite().all()):
+        raise TrainingError("the embeddings are not finite: the model has diverged, or its checkpoint is damaged")
+    return rank_queries(similarity_chunks(query, gallery), query_pids, gallery_pids)
 
 
 def _batches(loader: DataLoader[Batch], what: str, device: torch.device) -> Iterator[Batch]:

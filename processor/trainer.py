@@ -72,6 +72,9 @@ class Trainer:
                 append_json_line(self.run / "metrics.jsonl", record)
                 _write_board(board, record)
         LOGGER.info("results on test, protocol: t2i, whole gallery, no camera filter\n%s", self.result_table())
+        split = self.config.eval.select_on
+        if best := self._best(split):
+            LOGGER.info("best R1: %.2f at epoch %d (on %s)", best[split]["R1"], best["epoch"], split)
         return self.history
 
     def _train_epoch(self, epoch: int) -> dict[str, Any]:

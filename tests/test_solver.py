@@ -64,6 +64,14 @@ def test_equal_settings_share_a_group_and_all_of_them_step(name: str) -> None:
     assert all(not torch.equal(old, new) for old, new in zip(before, model.parameters(), strict=True))
 
 
+@pytest.mark.parametrize("name", ["adam", "adamw", "sgd"])
+def test_the_update_is_fused_on_a_gpu_and_only_there(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    config, model = SolverConfig(optimizer=name), nn.Linear(2, 2)  # type: ignore[arg-type]
+    assert build_optimizer(config, model.named_parameters()).defaults["fused"] is False
+    monkeypatch.setattr(torch.Tensor, "is_cuda", True, raising=False)
+    assert build_optimizer(config, model.named_parameters()).defaults["fused"] is True
+
+
 def test_frozen_parameters_are_left_out() -> None:
     model = nn.Linear(2, 2)
     model.bias.requires_grad_(False)

@@ -95,6 +95,8 @@ def test_the_final_table_has_three_rows_of_test_numbers(finished: Path) -> None:
         numbers = r" +\| +".join([str(line["epoch"]), *(re.escape(f"{line['test'][key]:.2f}") for key in METRICS)])
         assert re.search(rf"\| +{name} +\| +{numbers} +\|", log), name
     assert "protocol: t2i, whole gallery, no camera filter" in log
+    best = chosen[r"selected on val \(best.pt\)"]
+    assert f"best R1: {best['val']['R1']:.2f} at epoch {best['epoch']} (on val)" in log
 
 
 def test_tensorboard_has_every_number(finished: Path) -> None:
@@ -136,6 +138,17 @@ def test_test_program_reproduces_the_logged_numbers(
     for line in lines:
         hits = [number for number, found in enumerate(line["top"], start=1) if found["pid"] == line["pid"]]
         assert hits[0] == line["rank"]
+
+
+def test_a_checkpoint_with_nan_is_told_as_such(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content = load_checkpoint(finished / "best.pt")
+    content["model"]["encoder.text.projection.weight"].fill_(float("nan"))
+    torch.save(content, tmp_path / "nan.pt")
+    with pytest.raises(SystemExit):
+        run_test_program(monkeypatch, "--run", finished, "--checkpoint", tmp_path / "nan.pt")
+    assert "error: the embeddings are not finite" in capsys.readouterr().err
 
 
 def test_the_val_split_can_be_tested_too(finished: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
