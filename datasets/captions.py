@@ -71,7 +71,7 @@ class Writer:
 
     def upper(self) -> str:
         who, words, tail = self.who, [], ""
-        if self.maybe(0.8):
+        if self.maybe(0.9):
             words.append(self.say("upper_color"))
         if who.pattern == "logo" and not self.view.back and self.maybe(0.7):
             self.facts["pattern"] = "logo"
@@ -89,7 +89,7 @@ class Writer:
         return article(" ".join([*words, "top" if vague else self.say("upper")])) + tail
 
     def lower(self) -> str:
-        color = f"{self.say('lower_color')} " if self.maybe(0.82) else ""
+        color = f"{self.say('lower_color')} " if self.maybe(0.9) else ""
         text = color + self.say("lower")
         if self.who.lower == "skirt":
             return article(text)
@@ -113,8 +113,8 @@ class Writer:
         hair_seen = who.cap == "none" or who.hair_style in ("long", "ponytail")
         if hair_seen and self.maybe(0.3):
             said.append(("has", self.hair()))
-        worn = [self.upper()] if self.maybe(0.9) else []
-        worn += [self.lower()] if who.lower != "none" and self.maybe(0.78) else []
+        worn = [self.upper()] if self.maybe(0.95) else []
+        worn += [self.lower()] if who.lower != "none" and self.maybe(0.85) else []
         worn = worn[::-1] if self.maybe(0.12) else worn
         more = [self.shoes()] if self.maybe(0.26) else []
         more += [self.cap()] if who.cap != "none" and self.maybe(0.6) else []

@@ -36,8 +36,8 @@ UPPERS: dict[str, Weights] = {
     "woman": {"t-shirt": 5, "shirt": 2, "sweater": 2, "hoodie": 1, "jacket": 2.5, "coat": 1, "tank top": 1, "dress": 2},
 }
 UPPER_COLORS: Weights = {
-    "black": 4, "white": 4, "grey": 2, "red": 2, "orange": 0.6, "yellow": 1, "green": 1.2, "blue": 2,
-    "dark blue": 1, "purple": 0.8, "pink": 1, "brown": 0.7, "beige": 0.7,
+    "black": 2, "white": 2, "grey": 1.5, "red": 1.5, "orange": 1, "yellow": 1.2, "green": 1.2, "blue": 1.5,
+    "dark blue": 1, "purple": 1, "pink": 1, "brown": 0.8, "beige": 0.8,
 }  # fmt: skip
 PATTERNS: dict[str, Weights] = {
     "t-shirt": {"plain": 4, "striped": 2, "dotted": 0.7, "logo": 3},
@@ -51,10 +51,19 @@ LOWERS: dict[str, Weights] = {
     "woman": {"trousers": 3, "jeans": 5, "shorts": 1.5, "skirt": 2.5},
 }
 LOWER_COLORS: dict[str, Weights] = {
-    "jeans": {"blue": 6, "dark blue": 3, "black": 2, "grey": 1},
-    "trousers": {"black": 7, "grey": 2, "beige": 2, "brown": 1.3, "dark blue": 1.5, "white": 1, "green": 0.6},
+    "jeans": {"blue": 3, "dark blue": 2, "black": 2, "grey": 1.5},
+    "trousers": {
+        "black": 3,
+        "grey": 2,
+        "beige": 2,
+        "brown": 1.5,
+        "dark blue": 1.5,
+        "white": 1.5,
+        "green": 1,
+        "red": 0.7,
+    },
     "shorts": {"black": 2, "white": 1.5, "beige": 2, "blue": 1.5, "grey": 1.5, "red": 1, "green": 1, "yellow": 0.5},
-    "skirt": {"black": 3, "white": 1.5, "red": 1.5, "pink": 1.2, "blue": 1.2, "purple": 1, "green": 1, "yellow": 0.8},
+    "skirt": {"black": 2, "white": 1.5, "red": 1.5, "pink": 1.2, "blue": 1.2, "purple": 1, "green": 1, "yellow": 0.8},
     "none": {"none": 1},
 }
 SHOES: Weights = {"sneakers": 4, "boots": 1.5, "shoes": 2.5}

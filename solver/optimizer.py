@@ -24,7 +24,7 @@ def parameter_settings(name: str, rules: Sequence[Rule], weight_decay: float) ->
 def build_optimizer(config: SolverConfig, named_parameters: Iterable[tuple[str, Parameter]]) -> Optimizer:
     """Adam, AdamW or SGD over one parameter group per distinct setting, each with its `lr_mult`.
 
-    The groups' `lr` is to be set before each epoch (`set_lr`). On a GPU the update is one fused kernel.
+    The groups' `lr` is to be set before each epoch (`set_lr`). The update is fused: one pass over all parameters.
 
     Raises:
         ConfigError: a rule that is no regular expression.
@@ -38,11 +38,10 @@ def build_optimizer(config: SolverConfig, named_parameters: Iterable[tuple[str, 
         {"params": parameters, "lr": config.lr * lr_mult, "lr_mult": lr_mult, "weight_decay": weight_decay}
         for (lr_mult, weight_decay), parameters in groups.items()
     ]
-    fused = all(parameter.is_cuda for _, parameter in named)
     if config.optimizer == "sgd":
-        return torch.optim.SGD(settings, lr=config.lr, momentum=config.momentum, fused=fused)
+        return torch.optim.SGD(settings, lr=config.lr, momentum=config.momentum, fused=True)
     adam = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[config.optimizer]
-    return adam(settings, lr=config.lr, betas=tuple(config.betas), eps=config.eps, fused=fused)
+    return adam(settings, lr=config.lr, betas=tuple(config.betas), eps=config.eps, fused=True)
 
 
 def set_lr(optimizer: Optimizer, lr: float) -> None:

@@ -40,7 +40,7 @@ TINY = [
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A data root with rendered pedestrians: 8 + 3 + 4 people, 2 images each, 2 captions an image."""
     folder = tmp_path_factory.mktemp("data")
-    render_dataset(folder, train_ids=8, val_ids=3, test_ids=4, images_per_id=2, workers=0)
+    render_dataset(folder, train_ids=8, val_ids=3, test_ids=4, images_per_id=2)
     return folder
 
 
