@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from datasets.synthetic import render_dataset
 
-COLUMNS, CELL, ZOOM, FONT_SIZE, LINE = 4, (236, 366), 2, 13, 17  # cells and letters in pixels
+COLUMNS, CELL, ZOOM, FONT_SIZE, LINE = 4, (236, 384), 2, 13, 17  # cells and letters in pixels
 MAX_BYTES = 300_000
 INK, PAPER = (32, 32, 36), (255, 255, 255)
 
