@@ -84,7 +84,10 @@ def cuhk_pedes(root: Path) -> tuple[Path, Iterable[dict[str, Any]]]:
 @ADAPTERS.register("synthetic")
 def synthetic(root: Path) -> tuple[Path, Iterable[dict[str, Any]]]:
     """Rendered pedestrians in the layout of CUHK-PEDES, drawn on first use (datasets/synthetic.py)."""
-    folder = render_dataset(root)
+    try:
+        folder = render_dataset(root)
+    except OSError as error:
+        raise DataError(f"{root}: the pedestrians cannot be rendered there ({error}); change data.root") from None
     return folder, _read_json(folder, "reid_raw.json", get_it=f"delete {SYNTHETIC_FOLDER} to have it rendered anew")
 
 

@@ -66,6 +66,7 @@ TRAIN_MISTAKES = {
         "error: model.image.",
     ),
     "rule": (["solver.rules=[{match: '('}]"], "error: solver.rules[0].match: '('"),
+    "root": (["data.root=/proc/nowhere"], "/proc/nowhere: the pedestrians cannot be rendered there"),
     "output": (["train.output=/proc/nowhere"], "cannot make this run folder"),
 }
 
