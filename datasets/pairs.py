@@ -58,7 +58,7 @@ class TrainPairs(Dataset[Batch]):
         entropy = np.random.SeedSequence([self.seed, int(self._epoch), index])
         item = {"index": torch.tensor(index), "pids": torch.tensor(self.labels[record.pid])}
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(int(entropy.generate_state(1, np.uint64)[0]))
+            torch.default_generator.manual_seed(int(entropy.generate_state(1, np.uint64)[0]))  # not the GPUs', too
             item["images"] = self.transform(read_image(record.image_path))
         item["caption_ids"] = self.tokenizer.encode(caption)
         if "mlm_ids" in self.fields:

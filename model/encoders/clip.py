@@ -40,7 +40,7 @@ class TextOptions:
 
     arch: str = "openai/clip-vit-base-patch16"  # a CLIP model of the hub, a local folder of one, or `clip`
     pretrained: bool = True  # start from the weights of this name
-    options: dict[str, Any] = field(default_factory=dict)  # of transformers' CLIPTextConfig, where not pretrained
+    options: dict[str, Any] = field(default_factory=dict)  # of transformers' CLIPTextConfig
 
 
 @ENCODERS.register("clip")
@@ -175,30 +175,38 @@ def _pretrained_vit(options: ImageOptions, **facts: Any) -> VisionTransformer:
     except (OSError, RuntimeError, ValueError) as error:
         raise ConfigError(
             f"model.image.arch: the weights of {options.arch} are not in the hub's cache and cannot be had from the "
-            f"hub ({str(error).splitlines()[0]}); model.image.pretrained=false starts from random ones"
+            f"hub ({_reason(error)}); model.image.pretrained=false starts from random ones"
         ) from None
 
 
 def _build_text_model(embed_dim: int, options: TextOptions) -> CLIPTextModelWithProjection:
-    if options.pretrained:
-        try:
-            return CLIPTextModelWithProjection.from_pretrained(options.arch, attn_implementation="sdpa")
-        except (OSError, ValueError) as error:
-            raise ConfigError(
-                f"model.text.arch: the weights of {options.arch} are not in the hub's cache and cannot be had from the "
-                f"hub ({str(error).splitlines()[0]}); model.text.pretrained=false starts from random ones"
-            ) from None
-    if options.arch not in TEXT_ARCHS:
-        raise ConfigError(f"model.text.arch: unknown '{options.arch}'; {did_you_mean(options.arch, TEXT_ARCHS)}")
     known = CLIPTextConfig().to_dict()
     for name in options.options:
         if name not in known:
             raise ConfigError(f"model.text.options.{name}: unknown key; {did_you_mean(name, known)}")
+    if options.pretrained:
+        try:
+            return CLIPTextModelWithProjection.from_pretrained(options.arch, **options.options)
+        except OSError as error:
+            raise ConfigError(
+                f"model.text.arch: the weights of {options.arch} are not in the hub's cache and cannot be had from the "
+                f"hub ({_reason(error)}); model.text.pretrained=false starts from random ones"
+            ) from None
+        except (ValueError, RuntimeError, StrictDataclassError) as error:
+            raise ConfigError(
+                f"model.text: {options.arch} cannot be loaded with these options: {_reason(error)}"
+            ) from None
+    if options.arch not in TEXT_ARCHS:
+        raise ConfigError(f"model.text.arch: unknown '{options.arch}'; {did_you_mean(options.arch, TEXT_ARCHS)}")
     sizes = {**TEXT_ARCHS[options.arch], **options.options}
     vocab_size = sizes.get("vocab_size", known["vocab_size"])
     special = {"bos_token_id": vocab_size - 2, "eos_token_id": vocab_size - 1}  # where CLIP's vocabulary ends too
     try:
-        return CLIPTextModelWithProjection(CLIPTextConfig(projection_dim=embed_dim, **special, **sizes))
+        return CLIPTextModelWithProjection(CLIPTextConfig(projection_dim=embed_dim, **{**special, **sizes}))
     except (TypeError, ValueError, RuntimeError, StrictDataclassError) as error:
-        reason = str(error).splitlines()[-1].strip()
-        raise ConfigError(f"model.text.options: transformers cannot build the text tower with them: {reason}") from None
+        raise ConfigError(f"model.text.options: transformers cannot build the text tower: {_reason(error)}") from None
+
+
+def _reason(error: Exception) -> str:
+    """The last line of a library's message, which names the cause where there are several."""
+    return str(error).strip().splitlines()[-1].strip()
