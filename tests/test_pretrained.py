@@ -60,8 +60,8 @@ def test_a_pretrained_vision_tower_is_loaded_and_its_position_grid_resized(tmp_p
     sizes = {"embed_dim": 64, "depth": 1, "num_heads": 1, "patch_size": 16}
     source = timm.create_model(ARCH, num_classes=64, **sizes)
     torch.save(source.state_dict(), tmp_path / "vit.pth")
-    options = f"{{embed_dim: 64, depth: 1, num_heads: 1, patch_size: 16, pretrained_cfg_overlay: {{file: {tmp_path}/vit.pth}}}}"
-    encoder = tiny_encoder(f"model.image={{arch: {ARCH}, pretrained: true, options: {options}}}")
+    file = f"{{file: {tmp_path}/vit.pth, num_classes: 64}}"  # what timm's registry says of the real ones
+    encoder = tiny_encoder("model.image.pretrained=true", f"model.image.options.pretrained_cfg_overlay={file}")
     loaded, expected = encoder.state_dict(), source.state_dict()
     assert loaded["image.trunk.pos_embed"].shape == (1, 1 + 4 * 2, 64)
     torch.testing.assert_close(loaded["image.trunk.pos_embed"], resize_position_grid(expected["pos_embed"], (4, 2)))
