@@ -1,6 +1,8 @@
 """train.py and test.py as a user meets them: exit status, one clear line, no traceback."""
 
+import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -79,6 +81,39 @@ def test_train_mistakes_exit_with_one_line(case: str, tiny: list[str], monkeypat
     assert status == 1
     (line,) = [line for line in error.splitlines() if line.startswith("error: ")]
     assert message in line and "Traceback" not in error
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("fault, message", [("missing", "no such image"), ("truncated", "this image cannot be read")])
+def test_a_bad_image_stops_training_with_its_path(
+    fault: str, message: str, workers: int, root: Path, tiny: list[str], tmp_path: Path, monkeypatch, capsys
+) -> None:
+    shutil.copytree(root, tmp_path / "copy")
+    bad = sorted((tmp_path / "copy/SyntheticPEDES/imgs/train").iterdir())[3]
+    bad.unlink() if fault == "missing" else bad.write_bytes(bad.read_bytes()[:600])
+    arguments = ["--config", ROOT / "configs/irra.yaml", "--set", *tiny]
+    overrides = [f"data.root={tmp_path / 'copy'}", f"data.workers={workers}"]
+    status, _, error = run_program(train_program.main, monkeypatch, capsys, *arguments, *overrides)
+    assert status == 1 and "Traceback" not in error
+    (line,) = [line for line in error.splitlines() if line.startswith("error: ")]
+    assert line.startswith(f"error: {bad}: {message}")
+
+
+def test_empty_and_endless_captions_train_to_the_end(
+    root: Path, tiny: list[str], tmp_path: Path, monkeypatch, capsys
+) -> None:
+    shutil.copytree(root, tmp_path / "copy")
+    file = tmp_path / "copy/SyntheticPEDES/reid_raw.json"
+    rows = json.loads(file.read_text())
+    for row in rows:
+        row["captions"] = ["", "a red coat and " * 100]
+    file.write_text(json.dumps(rows))
+    arguments = ["--config", ROOT / "configs/irra.yaml", "--run", tmp_path / "run", "--set", *tiny]
+    status, out, error = run_program(
+        train_program.main, monkeypatch, capsys, *arguments, f"data.root={tmp_path / 'copy'}"
+    )
+    assert status == 0, error
+    assert "nan" not in out and (tmp_path / "run/best.pt").exists()
 
 
 @pytest.fixture(scope="module")

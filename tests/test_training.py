@@ -199,16 +199,35 @@ def test_compile_compiles_both_towers_and_trains(tiny: list[str], tmp_path: Path
     assert metrics_lines(run)[0]["loss"] == pytest.approx(metrics_lines(plain)[0]["loss"], rel=1e-4)
 
 
-def test_accumulated_batches_average_their_gradients(tiny: list[str], tmp_path: Path, monkeypatch) -> None:
-    """One SGD step on 4 accumulated batches moves as far as the mean of the 4 gradients."""
-    steps = []
-    step = torch.optim.SGD.step
+def test_accumulated_batches_average_their_gradients(
+    tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a rate of 0 the weights stand still, so that the gradients of all steps can be compared."""
+    gradients: list[torch.Tensor] = []
     monkeypatch.setattr(
-        torch.optim.SGD, "step", lambda self, *args, **kwargs: steps.append(1) or step(self, *args, **kwargs)
+        torch.optim.SGD,
+        "step",
+        lambda self, *args, **kwargs: gradients.append(self.param_groups[0]["params"][0].grad.clone()),
     )
-    overrides = ["solver.optimizer=sgd", "losses.mlm=null", "solver.schedule.name=constant"]
-    train_program.train(tiny_config(tiny, *overrides, "train.accumulate=3"), tmp_path / "run")
-    assert len(steps) == 2  # four batches: a group of three and a group of one
+    overrides = ["solver.optimizer=sgd", "solver.lr=0", "losses.mlm=null"]
+    train_program.train(tiny_config(tiny, *overrides), tmp_path / "each")
+    each = torch.stack(gradients)
+    gradients.clear()
+    train_program.train(tiny_config(tiny, *overrides, "train.accumulate=3"), tmp_path / "threes")
+    assert len(each) == 4  # batches; a group of three, and a last group of one
+    torch.testing.assert_close(torch.stack(gradients), torch.stack([each[:3].mean(dim=0), each[3]]))
+
+
+def test_gradients_are_clipped_to_the_norm(tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    norms: list[float] = []
+
+    def record(self, *args, **kwargs) -> None:
+        parameters = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
+        norms.append(float(torch.stack([p.grad.norm() for p in parameters]).norm()))
+
+    monkeypatch.setattr(torch.optim.SGD, "step", record)
+    train_program.train(tiny_config(tiny, "solver.optimizer=sgd", "train.clip_grad=0.25"), tmp_path / "run")
+    assert len(norms) == 4 and norms == pytest.approx([0.25] * 4, rel=1e-3)
 
 
 def test_a_loss_that_is_not_finite_stops_with_step_terms_and_images(
