@@ -126,3 +126,5 @@ def _check_bounds(config: Config) -> None:
         if value is not None and value < bound:
             what = "must not be negative" if bound == 0 else f"must be at least {bound}"
             raise ConfigError(f"{path}: {what}, is {value}")
+    if config.train.seed >= 2**32:  # what NumPy's global generator takes
+        raise ConfigError(f"train.seed: must be less than 2**32, is {config.train.seed}")

@@ -27,7 +27,7 @@ def build_optimizer(config: SolverConfig, named_parameters: Iterable[tuple[str, 
     The groups' `lr` is to be set before each epoch (`set_lr`). The update is fused: one pass over all parameters.
 
     Raises:
-        ConfigError: a rule that is no regular expression.
+        ConfigError: a rule that is no regular expression, or a number the optimizer has no use for.
     """
     named = [(name, parameter) for name, parameter in named_parameters if parameter.requires_grad]
     _check_rules(config.rules, [name for name, _ in named])
@@ -38,10 +38,13 @@ def build_optimizer(config: SolverConfig, named_parameters: Iterable[tuple[str, 
         {"params": parameters, "lr": config.lr * lr_mult, "lr_mult": lr_mult, "weight_decay": weight_decay}
         for (lr_mult, weight_decay), parameters in groups.items()
     ]
-    if config.optimizer == "sgd":
-        return torch.optim.SGD(settings, lr=config.lr, momentum=config.momentum, fused=True)
-    adam = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[config.optimizer]
-    return adam(settings, lr=config.lr, betas=tuple(config.betas), eps=config.eps, fused=True)
+    try:
+        if config.optimizer == "sgd":
+            return torch.optim.SGD(settings, lr=config.lr, momentum=config.momentum, fused=True)
+        adam = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[config.optimizer]
+        return adam(settings, lr=config.lr, betas=tuple(config.betas), eps=config.eps, fused=True)
+    except ValueError as error:  # torch knows the bounds of each number
+        raise ConfigError(f"solver: {error}") from None
 
 
 def set_lr(optimizer: Optimizer, lr: float) -> None:

@@ -104,6 +104,7 @@ MISTAKES = {
     "data.text_length=1": r"data\.text_length",
     "data.batch_size=1": r"data\.batch_size: must be at least 2",
     "train.epochs=0": r"train\.epochs: must be at least 1",
+    "train.seed=99999999999": r"train\.seed: must be less than",
     "solver.lr=-1": r"solver\.lr: must not be negative",
     "nokey": r"--set nokey: write it as key\.subkey=value",
     "train.epochs=[": r"--set train\.epochs=\[",

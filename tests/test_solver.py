@@ -70,6 +70,12 @@ def test_the_update_is_fused(name: str) -> None:
     assert build_optimizer(config, nn.Linear(2, 2).named_parameters()).defaults["fused"] is True
 
 
+@pytest.mark.parametrize("options", [{"betas": (2.0, 0.9)}, {"eps": -1.0}, {"weight_decay": -1.0}])
+def test_numbers_out_of_bounds_are_the_users_to_mend(options: dict) -> None:
+    with pytest.raises(ConfigError, match=r"solver: Invalid"):
+        build_optimizer(SolverConfig(**options), nn.Linear(2, 2).named_parameters())
+
+
 def test_frozen_parameters_are_left_out() -> None:
     model = nn.Linear(2, 2)
     model.bias.requires_grad_(False)

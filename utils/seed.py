@@ -9,5 +9,5 @@ import torch
 def seed_everything(seed: int) -> None:
     """Seed Python, NumPy and torch (CPU and GPUs)."""
     random.seed(seed)
-    np.random.seed(seed % 2**32)
+    np.random.seed(seed)
     torch.manual_seed(seed)
