@@ -114,6 +114,7 @@ def _check_bounds(config: Config) -> None:
         "data.batch_size": (config.data.batch_size, 2),  # one pair has nothing to be told apart from
         "data.workers": (config.data.workers, 0),
         "solver.lr": (config.solver.lr, 0),
+        "solver.weight_decay": (config.solver.weight_decay, 0),
         "solver.schedule.warmup_epochs": (config.solver.schedule.warmup_epochs, 0),
         "train.epochs": (config.train.epochs, 1),
         "train.seed": (config.train.seed, 0),

@@ -30,7 +30,7 @@ def build_optimizer(config: SolverConfig, named_parameters: Iterable[tuple[str, 
         ConfigError: a rule that is no regular expression, or a number the optimizer has no use for.
     """
     named = [(name, parameter) for name, parameter in named_parameters if parameter.requires_grad]
-    _check_rules(config.rules, [name for name, _ in named])
+    _check_rules(config.rules)
     groups: dict[tuple[float, float], list[Parameter]] = {}
     for name, parameter in named:
         groups.setdefault(parameter_settings(name, config.rules, config.weight_decay), []).append(parameter)
@@ -53,11 +53,12 @@ def set_lr(optimizer: Optimizer, lr: float) -> None:
         group["lr"] = lr * group["lr_mult"]
 
 
-def _check_rules(rules: Sequence[Rule], names: Sequence[str]) -> None:
+def _check_rules(rules: Sequence[Rule]) -> None:
     for number, rule in enumerate(rules):
+        where = f"solver.rules[{number}]"
         try:
             re.compile(rule.match)
         except re.error as error:
-            raise ConfigError(
-                f"solver.rules[{number}].match: '{rule.match}' is no regular expression ({error})"
-            ) from None
+            raise ConfigError(f"{where}.match: '{rule.match}' is no regular expression ({error})") from None
+        if min(rule.lr_mult or 0, rule.weight_decay or 0) < 0:
+            raise ConfigError(f"{where}: lr_mult and weight_decay must not be negative")

@@ -105,6 +105,7 @@ MISTAKES = {
     "data.batch_size=1": r"data\.batch_size: must be at least 2",
     "train.epochs=0": r"train\.epochs: must be at least 1",
     "train.seed=99999999999": r"train\.seed: must be less than",
+    "solver.weight_decay=-1": r"solver\.weight_decay: must not be negative",
     "solver.lr=-1": r"solver\.lr: must not be negative",
     "nokey": r"--set nokey: write it as key\.subkey=value",
     "train.epochs=[": r"--set train\.epochs=\[",

@@ -70,10 +70,16 @@ def test_the_update_is_fused(name: str) -> None:
     assert build_optimizer(config, nn.Linear(2, 2).named_parameters()).defaults["fused"] is True
 
 
-@pytest.mark.parametrize("options", [{"betas": (2.0, 0.9)}, {"eps": -1.0}, {"weight_decay": -1.0}])
+@pytest.mark.parametrize("options", [{"betas": (2.0, 0.9)}, {"eps": -1.0}])
 def test_numbers_out_of_bounds_are_the_users_to_mend(options: dict) -> None:
     with pytest.raises(ConfigError, match=r"solver: Invalid"):
         build_optimizer(SolverConfig(**options), nn.Linear(2, 2).named_parameters())
+
+
+@pytest.mark.parametrize("rule", [Rule("weight", lr_mult=-1), Rule("weight", weight_decay=-0.1)])
+def test_a_negative_rule_is_named(rule: Rule) -> None:
+    with pytest.raises(ConfigError, match=r"solver\.rules\[0\]: .* must not be negative"):
+        build_optimizer(SolverConfig(rules=[rule]), nn.Linear(2, 2).named_parameters())
 
 
 def test_frozen_parameters_are_left_out() -> None:
