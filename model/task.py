@@ -44,9 +44,10 @@ class RetrievalTask(nn.Module):
         for name, objective in self.named_objectives():
             device = step.image.device.type
             precision = objective.autocast and torch.is_autocast_enabled(device)
-            with torch.autocast(device, enabled=precision), torch.set_grad_enabled(objective.weight != 0):
+            trained = objective.weight != 0  # otherwise computed and logged only; a NaN there is no harm
+            with torch.autocast(device, enabled=precision), torch.set_grad_enabled(trained):
                 loss, values = objective(step)
-            if objective.weight != 0:  # weight 0: computed and logged, not trained
+            if trained:
                 total = total + objective.weight * loss
             terms |= {f"{name}_loss": loss.detach(), **values}
         return total, terms

@@ -106,6 +106,16 @@ def test_weight_zero_is_logged_and_not_trained() -> None:
     torch.testing.assert_close(total.detach(), terms["sdm_loss"] + terms["mlm_loss"])
 
 
+def test_a_loss_of_weight_zero_may_be_nan(monkeypatch: pytest.MonkeyPatch) -> None:
+    task = tiny_task("losses.id.weight=0")
+    forward = type(task.objectives["id"]).forward
+    monkeypatch.setattr(
+        type(task.objectives["id"]), "forward", lambda self, step: (forward(self, step)[0] * float("nan"), {})
+    )
+    total, terms = task(tiny_batch(task))
+    assert total.isfinite() and terms["id_loss"].isnan()
+
+
 def test_every_registered_loss_trains_alone() -> None:
     for name in OBJECTIVES:
         task = tiny_task("losses.itc=null", f"losses.{name}={{}}", config=ROOT / "configs/baseline.yaml")

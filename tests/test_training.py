@@ -11,10 +11,11 @@ import test as test_program
 import train as train_program
 from configs.schema import Config, load_config
 from datasets.annotations import load_annotations
+from datasets.loaders import build_eval_loaders, data_tokenizer
 from datasets.pairs import TrainPairs
 from model.objectives.matching import SDM
-from model.task import resolve
-from processor.evaluator import METRICS
+from model.task import build_encoder, resolve
+from processor.evaluator import METRICS, embed
 from processor.meters import Meters, StepWatch
 from processor.trainer import Trainer
 from tests.conftest import ROOT
@@ -280,6 +281,48 @@ def test_no_step_reads_a_number_from_the_device(
     monkeypatch.setattr(Meters, "read", lambda self, read=Meters.read: reads.append(1) or read(self))
     train_program.train(tiny_config(tiny, "train.log_every=3"), tmp_path / "run")
     assert len(reads) == 3  # two log lines (step 3 and the last), one record
+
+
+@pytest.mark.parametrize(
+    "split, expected", [("val", ["last", "best", "last", "best", "last"]), ("test", ["last", "best", "last", "last"])]
+)
+def test_best_is_what_the_chosen_split_says(
+    split: str, expected: list[str], tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved: list[str] = []
+    monkeypatch.setattr("processor.trainer.save_checkpoint", lambda path, content: saved.append(path.stem))
+    module = torch.nn.Linear(1, 1)
+    optimizer = torch.optim.SGD(module.parameters())
+    config = tiny_config(tiny, f"eval.select_on={split}")
+    trainer = Trainer(module, optimizer, None, {}, config, tmp_path, torch.device("cpu"))  # type: ignore[arg-type]
+    numbers = dict.fromkeys(METRICS, 1.0)
+    for epoch, val, test in [(1, 10.0, 30.0), (2, 20.0, 25.0), (3, 20.0, 30.0)]:  # a draw goes to the first
+        record = {"epoch": epoch, "val": {**numbers, "R1": val}, "test": {**numbers, "R1": test}}
+        trainer.history.append(record)
+        trainer._save(record)
+    assert saved == expected
+    rows = [
+        [cell.strip() for cell in line.split("|")[1:4]] for line in trainer.result_table().splitlines() if "|" in line
+    ]
+    mark = {"val": [" (best.pt)", ""], "test": ["", " (best.pt)"]}[split]
+    assert rows[1:] == [
+        ["selected on val" + mark[0], "2", "25.00"],
+        ["last epoch", "3", "30.00"],
+        ["best on test" + mark[1], "1", "30.00"],
+    ]
+
+
+def test_embeddings_are_unit_vectors_in_annotation_order_and_the_mode_is_put_back(root: Path, tiny: list[str]) -> None:
+    config = tiny_config(tiny)
+    annotations = load_annotations("synthetic", root)
+    tokenizer = data_tokenizer(config.data, annotations)
+    loaders = build_eval_loaders(config.data, annotations.test, tokenizer, batch_size=5, pin_memory=False)
+    encoder = build_encoder(config).train()
+    found = embed(encoder, loaders, torch.device("cpu"), "fp32")
+    assert encoder.training
+    for vectors, count in ((found.gallery, 8), (found.query, 16)):
+        torch.testing.assert_close(vectors.norm(dim=1), torch.ones(count))
+    assert found.gallery_pids.tolist() == [record.pid for record in annotations.test]
 
 
 def test_meters_average_over_pairs_not_batches() -> None:
