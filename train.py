@@ -5,8 +5,9 @@ import time
 from pathlib import Path
 
 from configs.schema import Config, load_config
-from datasets.annotations import load_annotations
+from datasets.annotations import ADAPTERS, load_annotations
 from datasets.loaders import build_eval_loaders, build_train_loader, data_tokenizer
+from datasets.transforms import build_transform
 from model.task import build_task, resolve
 from processor.trainer import Trainer
 from solver.optimizer import build_optimizer
@@ -29,10 +30,17 @@ def main() -> None:
     with exit_on_user_error():
         config = resolve(load_config(arguments.config, arguments.set))
         if arguments.print_config:
-            build_optimizer(config.solver, build_task(config, num_pids=2, pretrained=False).named_parameters())
+            check(config)
             print(to_yaml(config), end="")
         else:
             train(config, arguments.run)
+
+
+def check(config: Config) -> None:
+    """Raise `ConfigError` for what can be known to be wrong without data, weights or a GPU."""
+    ADAPTERS.get(config.data.dataset, "data.dataset")
+    build_transform(config.data.image_size, config.data.image_aug)
+    build_optimizer(config.solver, build_task(config, num_pids=2, pretrained=False).named_parameters())
 
 
 def train(config: Config, run: Path | None = None) -> Path:

@@ -119,6 +119,7 @@ def _check_bounds(config: Config) -> None:
         "train.epochs": (config.train.epochs, 1),
         "train.seed": (config.train.seed, 0),
         "train.accumulate": (config.train.accumulate, 1),
+        "train.clip_grad": (config.train.clip_grad, 0),  # below it, training would climb
         "train.log_every": (config.train.log_every, 1),
         "eval.every": (config.eval.every, 1),
         "eval.batch_size": (config.eval.batch_size, 1),

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from datasets.synthetic import FOLDER as SYNTHETIC_FOLDER
 from datasets.synthetic import render_dataset
 from utils.errors import DataError
 from utils.registry import Registry
@@ -88,7 +87,7 @@ def synthetic(root: Path) -> tuple[Path, Iterable[dict[str, Any]]]:
         folder = render_dataset(root)
     except OSError as error:
         raise DataError(f"{root}: the pedestrians cannot be rendered there ({error}); change data.root") from None
-    return folder, _read_json(folder, "reid_raw.json", get_it=f"delete {SYNTHETIC_FOLDER} to have it rendered anew")
+    return folder, _read_json(folder, "reid_raw.json", get_it=f"delete {folder} to have it rendered anew")
 
 
 def _read_json(folder: Path, name: str, get_it: str) -> Iterator[dict[str, Any]]:

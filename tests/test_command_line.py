@@ -13,7 +13,9 @@ import yaml
 
 import test as test_program
 import train as train_program
-from tests.conftest import ROOT
+from configs.schema import load_config
+from model.task import resolve
+from tests.conftest import ROOT, TINY
 
 
 def run_program(main, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: object):
@@ -51,6 +53,8 @@ def test_print_config_is_complete_and_reads_back(monkeypatch, capsys, tmp_path: 
 
 
 TRAIN_MISTAKES = {
+    "augmentation": (["data.image_aug=[flop]", "--print-config"], "error: data.image_aug: unknown 'flop'"),
+    "data set": (["data.dataset=cuhk", "--print-config"], "error: data.dataset: unknown data set 'cuhk'"),
     "no config": (["--config", "nowhere.yaml"], r"error: nowhere.yaml: no such config file"),
     "model option": (["model.image.options.depht=3", "--print-config"], "error: model.image.options: "),
     "no data": (
@@ -118,10 +122,6 @@ def test_empty_and_endless_captions_train_to_the_end(
 
 @pytest.fixture(scope="module")
 def finished(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from configs.schema import load_config
-    from model.task import resolve
-    from tests.conftest import TINY
-
     config = resolve(load_config(ROOT / "configs/baseline.yaml", [*TINY, f"data.root={root}"]))
     return train_program.train(config, tmp_path_factory.mktemp("cli") / "run")
 

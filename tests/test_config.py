@@ -92,10 +92,19 @@ MISTAKES = {
     "model.nam=clip": r"model\.nam: unknown key",
     "model.image.arc=vit": r"model\.image\.arc: unknown key; did you mean 'arch'",
     "model.image.arch=vit_base_patch16_clip_quickgelu_223": r"model\.image\.arch: did you mean .*quickgelu_224",
-    "model.image.arch=resnet18": r"model\.image\.arch: resnet18 is no vision transformer|timm cannot build resnet18",
+    "model.image.arch=resnet18": r"model\.image\.options: timm cannot build resnet18",
+    "model.image.arch=vit_base_patch16_siglip_224": r"model\.image\.arch: .*_siglip_224 is no vision transformer",
     "model.image.options.depht=2": r"model\.image\.options: .*depht",
+    "model.image.stride=0": r"model\.image\.stride: 0",
     "model.image.stride=17": r"model\.image\.stride: 17",
     "model.text.options.hiden_size=2": r"model\.text\.options\.hiden_size: unknown key; did you mean 'hidden_size'",
+    "model.embed_dim=0": r"model\.embed_dim: must be at least 1, is 0",
+    "model.image.options.embed_dim=0": r"model\.image\.options: timm cannot build",
+    "model.image.options.patch_size=0": r"model\.image\.options: timm cannot build",
+    "model.text.options.hidden_size=0": r"model\.text\.options: transformers cannot build",
+    "model.text.options.hidden_act=foo": r"model\.text\.options: transformers cannot build .*foo",
+    "model.text.options.vocab_size=abc": r"model\.text\.options: transformers cannot build",
+    "model.text.options.num_attention_heads=0": r"model\.text\.options: transformers cannot build",
     "model.text.options.num_attention_heads=7": r"model\.text\.options",
     "model.text.arch=klip": r"model\.text\.arch: unknown 'klip'; did you mean 'clip'",
     "model.temperature=0": r"model\.temperature: must be above 0",
@@ -104,6 +113,7 @@ MISTAKES = {
     "data.text_length=1": r"data\.text_length",
     "data.batch_size=1": r"data\.batch_size: must be at least 2",
     "train.epochs=0": r"train\.epochs: must be at least 1",
+    "train.clip_grad=-1": r"train\.clip_grad: must not be negative",
     "train.seed=99999999999": r"train\.seed: must be less than",
     "solver.weight_decay=-1": r"solver\.weight_decay: must not be negative",
     "solver.lr=-1": r"solver\.lr: must not be negative",
@@ -130,7 +140,7 @@ FILES = {
     "base a list": ("base: [b.yaml]\n", r"a\.yaml: 'base' must be the name of one file"),
     "no losses": (
         "model: {name: clip}\n",
-        r"losses: there is none to train with; choose from sdm|losses: there is none",
+        r"losses: there is none to train with; choose from id, mlm, sdm",
     ),
     "no encoder": ("losses: {sdm: {}}\n", r"model\.name: which encoder\? choose from clip"),
     "null without base": (
@@ -152,18 +162,15 @@ def test_a_missing_file_is_named() -> None:
         load_config("configs/ira.yaml")
 
 
-def leaves(value: object, path: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
-    """The dotted paths of all keys that a YAML may hold with free values below none of them."""
+def key_paths(value: object, above: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
+    """The path of every key of a nested mapping."""
     if not isinstance(value, dict):
-        return [path]
-    return (
-        [path, *(leaf for key, item in value.items() for leaf in leaves(item, (*path, key)))]
-        if path
-        else [leaf for key, item in value.items() for leaf in leaves(item, (key,))]
-    )
+        return []
+    paths = [(key, (*above, key)) for key in value]
+    return [found for key, path in paths for found in (path, *key_paths(value[key], path))]
 
 
-KEYS = leaves(to_plain(resolve(load_config(ROOT / "configs/irra.yaml"))))
+KEYS = key_paths(to_plain(resolve(load_config(ROOT / "configs/irra.yaml"))))
 
 
 @settings(max_examples=60, deadline=None)

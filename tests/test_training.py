@@ -18,7 +18,7 @@ from model.task import build_encoder, resolve
 from processor.evaluator import METRICS, embed
 from processor.meters import Meters, StepWatch
 from processor.trainer import Trainer
-from tests.conftest import ROOT
+from tests.conftest import ROOT, TINY
 from utils.checkpoint import load_checkpoint
 from utils.errors import ConfigError, DataError, TrainingError
 
@@ -36,8 +36,6 @@ def metrics_lines(run: Path) -> list[dict]:
 @pytest.fixture(scope="module")
 def finished(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of six epochs that learns its eight training people by heart."""
-    from tests.conftest import TINY
-
     run = tmp_path_factory.mktemp("finished") / "run"
     overrides = [
         "train.epochs=6",
@@ -367,4 +365,3 @@ def test_an_existing_run_folder_is_left_alone(tiny: list[str], tmp_path: Path) -
     with pytest.raises(ConfigError, match=r"run: this run folder is there already"):
         train_program.train(tiny_config(tiny), tmp_path / "run")
     assert not list((tmp_path / "run").iterdir())
-    assert isinstance(Trainer, type)

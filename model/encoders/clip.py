@@ -23,6 +23,9 @@ TEXT_ARCHS: dict[str, dict[str, int]] = {
     "openai/clip-vit-large-patch14": {"hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12},
 }
 
+# What timm and transformers raise for `options` that make no model: they are free-form, so anything may be in them.
+BAD_OPTIONS = (ValueError, TypeError, AssertionError, RuntimeError, ArithmeticError, LookupError, StrictDataclassError)
+
 
 @dataclass(frozen=True)
 class ImageOptions:
@@ -69,6 +72,8 @@ class CLIPEncoder(Encoder):
         text: TextOptions = TextOptions(),
     ) -> None:
         super().__init__()
+        if embed_dim < 1:
+            raise ConfigError(f"model.embed_dim: must be at least 1, is {embed_dim}")
         if temperature <= 0:
             raise ConfigError(f"model.temperature: must be above 0, is {temperature}")
         self.image = ImageTower(image_size, embed_dim, replace(image, pretrained=image.pretrained and pretrained))
@@ -93,7 +98,7 @@ class ImageTower(nn.Module):
         super().__init__()
         trunk = _build_vit(options, img_size=tuple(image_size), num_classes=embed_dim)
         patch = trunk.patch_embed.patch_size
-        stride = options.stride or patch[0]
+        stride = patch[0] if options.stride is None else options.stride
         if not 0 < stride <= min(patch) or min(image_size[0] - patch[0], image_size[1] - patch[1]) < 0:
             raise ConfigError(
                 f"model.image.stride: {stride} and patches of {patch[0]}x{patch[1]} do not fit images of {image_size}"
@@ -162,8 +167,10 @@ def _build_vit(options: ImageOptions, **facts: Any) -> VisionTransformer:
         )
     try:
         model = timm.create_model(options.arch, pretrained=False, **facts, **options.options)
-    except (TypeError, AssertionError, RuntimeError, ValueError) as error:
-        raise ConfigError(f"model.image.options: timm cannot build {options.arch} with them: {error}") from None
+    except BAD_OPTIONS as error:
+        raise ConfigError(
+            f"model.image.options: timm cannot build {options.arch} with them: {_reason(error)}"
+        ) from None
     if not isinstance(model, VisionTransformer) or model.num_prefix_tokens != 1 or model.pos_embed is None:
         raise ConfigError(f"model.image.arch: {options.arch} is no vision transformer with one class token")
     return model
@@ -173,10 +180,7 @@ def _pretrained_vit(options: ImageOptions, **facts: Any) -> VisionTransformer:
     try:
         return timm.create_model(options.arch, pretrained=True, **facts, **options.options)
     except (OSError, RuntimeError, ValueError) as error:
-        raise ConfigError(
-            f"model.image.arch: the weights of {options.arch} are not in the hub's cache and cannot be had from the "
-            f"hub ({_reason(error)}); model.image.pretrained=false starts from random ones"
-        ) from None
+        raise _no_weights("image", options.arch, error) from None
 
 
 def _build_text_model(embed_dim: int, options: TextOptions) -> CLIPTextModelWithProjection:
@@ -185,28 +189,34 @@ def _build_text_model(embed_dim: int, options: TextOptions) -> CLIPTextModelWith
         if name not in known:
             raise ConfigError(f"model.text.options.{name}: unknown key; {did_you_mean(name, known)}")
     if options.pretrained:
-        try:
-            return CLIPTextModelWithProjection.from_pretrained(options.arch, **options.options)
-        except OSError as error:
-            raise ConfigError(
-                f"model.text.arch: the weights of {options.arch} are not in the hub's cache and cannot be had from the "
-                f"hub ({_reason(error)}); model.text.pretrained=false starts from random ones"
-            ) from None
-        except (ValueError, RuntimeError, StrictDataclassError) as error:
-            raise ConfigError(
-                f"model.text: {options.arch} cannot be loaded with these options: {_reason(error)}"
-            ) from None
+        return _pretrained_text_model(options)
     if options.arch not in TEXT_ARCHS:
         raise ConfigError(f"model.text.arch: unknown '{options.arch}'; {did_you_mean(options.arch, TEXT_ARCHS)}")
     sizes = {**TEXT_ARCHS[options.arch], **options.options}
-    vocab_size = sizes.get("vocab_size", known["vocab_size"])
-    special = {"bos_token_id": vocab_size - 2, "eos_token_id": vocab_size - 1}  # where CLIP's vocabulary ends too
     try:
+        vocab_size = sizes.get("vocab_size", known["vocab_size"])
+        special = {"bos_token_id": vocab_size - 2, "eos_token_id": vocab_size - 1}  # where CLIP's vocabulary ends too
         return CLIPTextModelWithProjection(CLIPTextConfig(projection_dim=embed_dim, **{**special, **sizes}))
-    except (TypeError, ValueError, RuntimeError, StrictDataclassError) as error:
+    except BAD_OPTIONS as error:
         raise ConfigError(f"model.text.options: transformers cannot build the text tower: {_reason(error)}") from None
+
+
+def _pretrained_text_model(options: TextOptions) -> CLIPTextModelWithProjection:
+    try:
+        return CLIPTextModelWithProjection.from_pretrained(options.arch, **options.options)
+    except OSError as error:
+        raise _no_weights("text", options.arch, error) from None
+    except BAD_OPTIONS as error:
+        raise ConfigError(f"model.text: {options.arch} cannot be loaded with these options: {_reason(error)}") from None
+
+
+def _no_weights(tower: str, arch: str, error: Exception) -> ConfigError:
+    return ConfigError(
+        f"model.{tower}.arch: the weights of {arch} are not in the hub's cache and cannot be had from the hub "
+        f"({_reason(error)}); model.{tower}.pretrained=false starts from random ones"
+    )
 
 
 def _reason(error: Exception) -> str:
     """The last line of a library's message, which names the cause where there are several."""
-    return str(error).strip().splitlines()[-1].strip()
+    return (str(error).strip() or type(error).__name__).splitlines()[-1].strip()
