@@ -70,12 +70,14 @@ def evaluate(arguments: argparse.Namespace) -> dict[str, dict[str, float]]:
     results = {direction: ranking.summary() for direction, ranking in rankings.items()}
     LOGGER.info("%s, %s split, epoch %s\n%s", checkpoint, arguments.split, content.get("epoch"), metrics_table(results))
     if arguments.dump:
-        write_dump(arguments.dump, dump_lines(records, rankings["t2i"], embeddings))
+        skipped = set(loaders.images.unreadable())
+        gallery = [record for record in records if record.image_path not in skipped]
+        write_dump(arguments.dump, dump_lines(records, gallery, rankings["t2i"], embeddings))
     return results
 
 
 def dump_lines(
-    records: list[Record], ranking: Ranking, embeddings: Embeddings, top: int = 10
+    records: list[Record], gallery: list[Record], ranking: Ranking, embeddings: Embeddings, top: int = 10
 ) -> Iterator[dict[str, Any]]:
     """One record per caption, in annotation order: its rank (of the first match), AP, INP and the first images."""
     captions = [(record, caption) for record in records for caption in record.captions]
@@ -89,7 +91,7 @@ def dump_lines(
             "rank": int(ranking.first_rank[number]),
             "AP": float(ranking.average_precision[number]),
             "INP": float(ranking.inverse_negative_penalty[number]),
-            "top": [{"image": records[i].image_path, "pid": records[i].pid, "score": float(scores[i])} for i in best],
+            "top": [{"image": gallery[i].image_path, "pid": gallery[i].pid, "score": float(scores[i])} for i in best],
         }
 
 

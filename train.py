@@ -47,9 +47,12 @@ def train(config: Config, run: Path | None = None) -> Path:
     """Everything in order, from annotations to the final table; returns the run folder."""
     seed_everything(config.train.seed)
     device = default_device()
-    annotations = load_annotations(config.data.dataset, config.data.root)
+    annotations = load_annotations(config.data.dataset, config.data.root, val_ids=config.val_ids)
     if config.eval.select_on == "val" and not annotations.val:
-        raise DataError(f"{annotations.folder}: has no val split to select on; eval.select_on=test is the papers' way")
+        raise DataError(
+            f"{annotations.folder}: has no val split to select on; data.val_ids=200 makes one of 200 identities of "
+            "train, eval.select_on=test is the papers' way"
+        )
     tokenizer = data_tokenizer(config.data, annotations)
 
     task = build_task(config, num_pids=len(annotations.train_labels)).to(device)
@@ -88,6 +91,8 @@ def train(config: Config, run: Path | None = None) -> Path:
         "%s on %s, %.2f M parameters, run folder %s", config.name, describe_device(device), parameters / 1e6, run
     )
     LOGGER.info("%s\n%s", config.data.dataset, annotations.table())
+    for note in annotations.notes():
+        LOGGER.info("%s", note)
     Trainer(task, optimizer, loader, evaluation, config, run, device).fit()
     LOGGER.info("the run lies in %s; evaluate it again with: python test.py --run %s", run, run)
     return run

@@ -23,6 +23,8 @@ class DataConfig:
     tokenizer: str | None = None  # hub name, tokenizer folder or merges file; null: the one in the data set's folder
     text_length: int = 77  # tokens of a caption, start and end of text included
     batch_size: int = 64  # pairs per step, over all processes
+    val_ids: int = 200  # training identities held out as val, where there is no val split and eval.select_on is val
+    on_bad_image: Literal["error", "skip"] = "error"  # skip: leave images that cannot be read out, count and report
     workers: int | None = None  # data loading processes; null: one per core, at most 8; 0: none
 
 
@@ -98,6 +100,11 @@ class Config:
     train: TrainConfig = field(default_factory=TrainConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
 
+    @property
+    def val_ids(self) -> int:
+        """Identities to carve a val split of, where the data set has none."""
+        return self.data.val_ids if self.eval.select_on == "val" else 0
+
 
 def load_config(path: str | Path, overrides: Iterable[str] = ()) -> Config:
     """The config that a YAML file and `a.b=c` overrides mean; raises `ConfigError`."""
@@ -113,6 +120,7 @@ def _check_bounds(config: Config) -> None:
         "data.text_length": (config.data.text_length, 3),  # start, one token, end
         "data.batch_size": (config.data.batch_size, 2),  # one pair has nothing to be told apart from
         "data.workers": (config.data.workers, 0),
+        "data.val_ids": (config.data.val_ids, 0),
         "solver.lr": (config.solver.lr, 0),
         "solver.weight_decay": (config.solver.weight_decay, 0),
         "solver.schedule.warmup_epochs": (config.solver.schedule.warmup_epochs, 0),

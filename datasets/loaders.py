@@ -8,7 +8,7 @@ from torch.utils.data import DataLoader
 
 from configs.schema import DataConfig
 from datasets.annotations import Annotations, Record
-from datasets.pairs import Collate, GalleryImages, QueryCaptions, TrainPairs
+from datasets.pairs import Collate, GalleryImages, Images, QueryCaptions, TrainPairs
 from datasets.samplers import RandomBatches
 from datasets.tokenizers import ClipTokenizer, build_tokenizer
 from datasets.transforms import build_transform
@@ -33,10 +33,11 @@ class TrainLoader:
 
 
 class EvalLoaders(NamedTuple):
-    """One split as gallery (images) and query (captions) batches."""
+    """One split as gallery (images) and query (captions) batches; `images` knows which could not be read."""
 
     gallery: DataLoader[Batch]
     query: DataLoader[Batch]
+    images: Images
 
 
 def build_train_loader(
@@ -58,7 +59,10 @@ def build_train_loader(
         pin_memory: page-locked batches, for asynchronous copies to a GPU.
     """
     transform = build_transform(config.image_size, config.image_aug)
-    pairs = TrainPairs(annotations.train, annotations.train_labels, transform, tokenizer, fields, seed)
+    pairs = TrainPairs(
+        *(annotations.train, annotations.train_labels, transform, tokenizer, fields, seed),
+        skip_bad_images=config.on_bad_image == "skip",
+    )
     batches = RandomBatches(len(pairs), config.batch_size, seed)
     workers = num_workers(config)
     loader = DataLoader(
@@ -76,11 +80,13 @@ def build_eval_loaders(
     config: DataConfig, records: list[Record], tokenizer: ClipTokenizer, *, batch_size: int, pin_memory: bool
 ) -> EvalLoaders:
     """Gallery and query batches of one split, in annotation order."""
-    gallery = GalleryImages(records, build_transform(config.image_size))
+    skip = config.on_bad_image == "skip"
+    gallery = GalleryImages(records, build_transform(config.image_size), skip_bad_images=skip)
     query = QueryCaptions(records, tokenizer)
     return EvalLoaders(
         DataLoader(gallery, batch_size, num_workers=num_workers(config), collate_fn=Collate(), pin_memory=pin_memory),
         DataLoader(query, batch_size, collate_fn=Collate(), pin_memory=pin_memory),
+        gallery.images,
     )
 
 

@@ -18,11 +18,37 @@ from utils.errors import DataError
 TEXT_FIELDS = ("caption_ids", "mlm_ids", "mlm_labels")
 
 
+class Images:
+    """Reads images by number, and knows which of them could not be read, also when workers did the reading.
+
+    Args:
+        paths: one per number.
+        skip_bad: `read` gives None for an image that cannot be read, instead of raising.
+    """
+
+    def __init__(self, paths: Sequence[str], *, skip_bad: bool) -> None:
+        self.paths, self.skip_bad = paths, skip_bad
+        self._bad = torch.zeros(len(paths), dtype=torch.bool).share_memory_()
+
+    def read(self, number: int) -> Image.Image | None:
+        try:
+            return read_image(self.paths[number])
+        except DataError:
+            if not self.skip_bad:
+                raise
+            self._bad[number] = True
+            return None
+
+    def unreadable(self) -> list[str]:
+        """The paths that could not be read until now."""
+        return sorted({self.paths[number] for number in self._bad.nonzero().flatten().tolist()})
+
+
 class TrainPairs(Dataset[Batch]):
     """Every (image, caption) pair of the training records, in annotation order.
 
     What is random about a pair (augmentation, masking) is drawn from (seed, epoch, index) alone, so that it is the
-    same whichever worker loads it.
+    same whichever worker loads it. That also holds for the pair that takes the place of one with a skipped image.
 
     Args:
         records: training records.
@@ -31,6 +57,10 @@ class TrainPairs(Dataset[Batch]):
         tokenizer: captions -> ids.
         fields: the batch fields to make, of utils/batch.py.
         seed: of the random draws.
+        skip_bad_images: put another pair, drawn at random, where an image cannot be read.
+
+    Raises (when an item is loaded):
+        DataError: an image cannot be read; with `skip_bad_images`, neither can those drawn in its place.
     """
 
     def __init__(
@@ -41,9 +71,12 @@ class TrainPairs(Dataset[Batch]):
         tokenizer: ClipTokenizer,
         fields: Collection[str],
         seed: int,
+        *,
+        skip_bad_images: bool = False,
     ) -> None:
         self.pairs = [(record, caption) for record in records for caption in record.captions]
         self.labels, self.transform, self.tokenizer, self.fields, self.seed = labels, transform, tokenizer, fields, seed
+        self.images = Images([record.image_path for record, _ in self.pairs], skip_bad=skip_bad_images)
         # Shared memory: workers that live on from the last epoch see the new number.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 
@@ -54,31 +87,45 @@ class TrainPairs(Dataset[Batch]):
         return len(self.pairs)
 
     def __getitem__(self, index: int) -> Batch:
-        record, caption = self.pairs[index]
         entropy = np.random.SeedSequence([self.seed, int(self._epoch), index])
+        index, image = self._read(index)
+        record, caption = self.pairs[index]
         item = {"index": torch.tensor(index), "pids": torch.tensor(self.labels[record.pid])}
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(int(entropy.generate_state(1, np.uint64)[0]))  # not the GPUs', too
-            item["images"] = self.transform(read_image(record.image_path))
+            item["images"] = self.transform(image)
         item["caption_ids"] = self.tokenizer.encode(caption)
         if "mlm_ids" in self.fields:
             rng = np.random.default_rng(entropy)
             item["mlm_ids"], item["mlm_labels"] = random_mask(item["caption_ids"], self.tokenizer.mask_id, rng)
         return item
 
+    def _read(self, index: int) -> tuple[int, Image.Image]:
+        """The image of a pair, or of one that stands in for it; and which pair that is."""
+        if (image := self.images.read(index)) is not None:
+            return index, image
+        stand_ins = np.random.default_rng([self.seed, int(self._epoch), index, 1]).integers(len(self), size=20).tolist()
+        for stand_in in stand_ins:
+            if (image := self.images.read(stand_in)) is not None:
+                return stand_in, image
+        raise DataError(
+            f"{self.images.paths[index]}: cannot be read, and neither can {len(stand_ins)} others drawn in its place"
+        )
+
 
 class GalleryImages(Dataset[Batch]):
-    """The images of a split, in annotation order, with their raw pids."""
+    """The images of a split, in annotation order, with their raw pids; an empty item where one is skipped."""
 
-    def __init__(self, records: Sequence[Record], transform: ImageTransform) -> None:
+    def __init__(self, records: Sequence[Record], transform: ImageTransform, *, skip_bad_images: bool = False) -> None:
         self.records, self.transform = records, transform
+        self.images = Images([record.image_path for record in records], skip_bad=skip_bad_images)
 
     def __len__(self) -> int:
         return len(self.records)
 
     def __getitem__(self, index: int) -> Batch:
-        record = self.records[index]
-        return {"images": self.transform(read_image(record.image_path)), "pids": torch.tensor(record.pid)}
+        image = self.images.read(index)
+        return {} if image is None else {"images": self.transform(image), "pids": torch.tensor(self.records[index].pid)}
 
 
 class QueryCaptions(Dataset[Batch]):
@@ -114,15 +161,17 @@ def read_image(path: str) -> Image.Image:
 class Collate:
     """Items -> Batch: stacked; text cut to the longest caption unless `full_text`; only the fields asked for.
 
-    Cutting changes no output (the text tower is causal, what follows the end of a caption is not looked at) and
-    saves the tower the padding. It is done here, on the CPU, where looking at the ids makes no GPU wait.
+    Empty items (skipped images) are left out. Cutting changes no output (the text tower is causal, what follows the
+    end of a caption is not looked at) and saves the tower the padding. It is done here, on the CPU, where looking at
+    the ids makes no GPU wait.
     """
 
     def __init__(self, fields: Collection[str] | None = None, *, full_text: bool = False) -> None:
         self.fields, self.full_text = fields, full_text
 
     def __call__(self, items: Sequence[Batch]) -> Batch:
-        batch = {name: torch.stack([item[name] for item in items]) for name in items[0]}
+        items = [item for item in items if item]
+        batch = {name: torch.stack([item[name] for item in items]) for name in items[0]} if items else {}
         if "caption_ids" in batch and not self.full_text:
             length = longest(batch["caption_ids"])
             batch |= {name: batch[name][:, :length].contiguous() for name in TEXT_FIELDS if name in batch}

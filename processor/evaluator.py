@@ -12,8 +12,8 @@ from tqdm import tqdm
 from datasets.loaders import EvalLoaders
 from model.encoders import Encoder
 from utils.batch import Batch, to_device
-from utils.errors import TrainingError
-from utils.logger import format_table
+from utils.errors import DataError, TrainingError
+from utils.logger import LOGGER, format_table
 from utils.metrics import Ranking, rank_queries, similarity_chunks
 
 METRICS = ("R1", "R5", "R10", "mAP", "mINP")
@@ -47,7 +47,10 @@ class Embeddings:
 def embed(encoder: Encoder, loaders: EvalLoaders, device: torch.device, precision: str) -> Embeddings:
     """Encode a split in evaluation mode; the encoder's mode is put back afterwards.
 
-    Embeddings stay on `device`.
+    Embeddings stay on `device`. Gallery images that are skipped because they cannot be read are reported.
+
+    Raises:
+        DataError: an image cannot be read; with `data.on_bad_image: skip`, none can.
     """
     was_training = encoder.training
     encoder.eval()
@@ -56,6 +59,7 @@ def embed(encoder: Encoder, loaders: EvalLoaders, device: torch.device, precisio
             images = [
                 (encoder.encode_image(batch["images"]).embedding.float(), batch["pids"])
                 for batch in _batches(loaders.gallery, "gallery", device)
+                if batch  # a whole batch of skipped images is empty
             ]
             captions = [
                 (encoder.encode_text(batch["caption_ids"]).embedding.float(), batch["pids"])
@@ -63,6 +67,10 @@ def embed(encoder: Encoder, loaders: EvalLoaders, device: torch.device, precisio
             ]
     finally:
         encoder.train(was_training)
+    if skipped := loaders.images.unreadable():
+        LOGGER.warning("%d images cannot be read and are not in the gallery: %s", len(skipped), ", ".join(skipped[:5]))
+    if not images:
+        raise DataError(f"{loaders.images.paths[0]}: cannot be read, and neither can any other gallery image")
     (gallery, gallery_pids), (query, query_pids) = (
         map(torch.cat, zip(*part, strict=True)) for part in (images, captions)
     )

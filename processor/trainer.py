@@ -109,7 +109,21 @@ class Trainer:
             "Epoch %d done. Time per batch: %.3f[s] Speed: %.1f[samples/s] Peak memory: %.2f[GiB]",
             *(epoch, seconds / total_steps, speed["samples_per_second"], speed["peak_memory_gib"]),
         )
-        return {"lr": lr, **meters.read(), **speed}
+        return {"lr": lr, **meters.read(), **speed, **self._bad_images(epoch)}
+
+    def _bad_images(self, epoch: int) -> dict[str, int]:
+        """How many training images could not be read so far, where they are skipped; the log gets their paths once."""
+        if not self.train.pairs.images.skip_bad:
+            return {}
+        found = self.train.pairs.images.unreadable()
+        known = self.history[-1]["bad_images"] if self.history else 0
+        if len(found) > known:
+            LOGGER.warning(
+                "after epoch %d: %d training images cannot be read, other pairs take their place: %s "
+                "(python -m tools.check_dataset %s lists all of them, and why)",
+                *(epoch, len(found), ", ".join(found[:10]), self.config.data.dataset),
+            )
+        return {"bad_images": len(found)}
 
     def _update(self) -> None:
         if self.config.train.clip_grad is not None:

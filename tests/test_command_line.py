@@ -103,6 +103,31 @@ def test_a_bad_image_stops_training_with_its_path(
     assert line.startswith(f"error: {bad}: {message}")
 
 
+def test_skipped_images_are_counted_and_reported(
+    root: Path, tiny: list[str], tmp_path: Path, monkeypatch, capsys
+) -> None:
+    shutil.copytree(root, tmp_path / "copy")
+    gone, cut = (sorted((tmp_path / "copy/SyntheticPEDES/imgs" / split).iterdir())[1] for split in ("train", "test"))
+    gone.unlink()
+    cut.write_bytes(cut.read_bytes()[:600])
+    arguments = ["--config", ROOT / "configs/irra.yaml", "--run", tmp_path / "run", "--set", *tiny, "train.epochs=2"]
+    overrides = [f"data.root={tmp_path / 'copy'}", "data.on_bad_image=skip"]
+    status, out, error = run_program(train_program.main, monkeypatch, capsys, *arguments, *overrides)
+    assert status == 0, error
+    assert out.count(f"after epoch 1: 1 training images cannot be read, other pairs take their place: {gone}") == 1
+    assert "after epoch 2" not in out  # said once
+    assert f"1 images cannot be read and are not in the gallery: {cut}" in out
+    records = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    assert [record["bad_images"] for record in records] == [1, 1]
+    arguments = ["--run", tmp_path / "run", "--dump", tmp_path / "ranks.jsonl"]
+    assert run_program(test_program.main, monkeypatch, capsys, *arguments)[0] == 0
+    ranks = [json.loads(line) for line in (tmp_path / "ranks.jsonl").read_text().splitlines()]
+    assert len(ranks) == 4 * 2 * 2
+    assert {found["image"] for line in ranks for found in line["top"]} == {
+        str(path) for path in cut.parent.iterdir() if path != cut
+    }
+
+
 def test_empty_and_endless_captions_train_to_the_end(
     root: Path, tiny: list[str], tmp_path: Path, monkeypatch, capsys
 ) -> None:

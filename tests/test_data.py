@@ -1,7 +1,5 @@
 """From annotation files to batches: records, errors that name the file, determinism, and what a batch holds."""
 
-import dataclasses
-import json
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +8,7 @@ import torch
 from PIL import Image
 
 from configs.schema import DataConfig
-from datasets.annotations import ADAPTERS, load_annotations
+from datasets.annotations import load_annotations
 from datasets.loaders import build_eval_loaders, build_train_loader, data_tokenizer, num_workers
 from datasets.pairs import Collate, longest, read_image
 from datasets.samplers import RandomBatches
@@ -19,73 +17,16 @@ from utils.batch import FIELDS
 from utils.errors import ConfigError, DataError
 
 
-def cuhk(root: Path, rows: object) -> Path:
-    """A CUHK-PEDES folder with these annotations."""
-    folder = root / "CUHK-PEDES"
-    (folder / "imgs").mkdir(parents=True, exist_ok=True)
-    (folder / "reid_raw.json").write_text(rows if isinstance(rows, str) else json.dumps(rows))
-    return root
-
-
-def row(pid: int = 1, name: str = "a.jpg", captions: object = ("A man.",), split: str = "train") -> dict:
-    return {"id": pid, "file_path": name, "captions": captions, "split": split}
-
-
-def train_loader(root: Path, fields=tuple(FIELDS), *, workers: int = 0, seed: int = 1, full_text: bool = False):
-    config = DataConfig(
-        root=str(root), image_size=(64, 32), image_aug=["flip", "pad_crop", "erase"], batch_size=6, workers=workers
-    )
+def train_loader(
+    root: Path, fields=tuple(FIELDS), *, workers: int = 0, seed: int = 1, full_text: bool = False, **options
+):
+    aug = ["flip", "pad_crop", "erase"]
+    config = DataConfig(root=str(root), image_size=(64, 32), image_aug=aug, batch_size=6, workers=workers, **options)
     annotations = load_annotations("synthetic", root)
     tokenizer = data_tokenizer(config, annotations)
     return build_train_loader(
         config, annotations, tokenizer, fields=set(fields), full_text=full_text, seed=seed, pin_memory=False
     )
-
-
-def test_records_keep_what_the_file_says(tmp_path: Path) -> None:
-    captions = ["  A MAN\nwith  two bags ", "second"]
-    rows = [row(7, "x/b.png", captions), row(3), row(9, split="test"), row(4, split="val"), row(5, split="dev")]
-    annotations = load_annotations("cuhk_pedes", cuhk(tmp_path, rows))
-    first = annotations.train[0]
-    assert (first.pid, first.image_id, first.captions, first.split) == (7, 0, tuple(captions), "train")
-    assert first.image_path == str(tmp_path / "CUHK-PEDES/imgs/x/b.png")
-    assert annotations.train_labels == {3: 0, 7: 1}
-    assert [record.pid for record in annotations.val] == [4, 5]  # anything but train and test is val
-    assert annotations.table().splitlines()[1].split() == ["train", "2", "2", "3"]
-
-
-BAD_ANNOTATIONS = {
-    "no JSON": ("[{", r"reid_raw\.json: not a readable JSON"),
-    "no list": ({"id": 1}, r"reid_raw\.json: expected a list"),
-    "split-less file": (
-        [{"id": 1, "file_path": "a", "captions": ["x"]}],
-        r"annotation 0 has no split.*caption_all\.json",
-    ),
-    "captions a string": ([row(captions="A man.")], r"annotation 0 \(a\.jpg\) must have a list of captions"),
-    "no captions": ([row(), row(captions=[])], r"annotation 1"),
-    "id a word": ([row(pid="one")], r"annotation 0.*no whole number: 'one'"),  # type: ignore[arg-type]
-    "absolute path": ([row(name="/etc/passwd")], r"points outside the data set"),
-    "parent path": ([row(name="../../x.jpg")], r"points outside the data set"),
-    "no test split": ([row()], r"no test images"),
-}
-
-
-@pytest.mark.parametrize("case", BAD_ANNOTATIONS)
-def test_bad_annotations_are_named(case: str, tmp_path: Path) -> None:
-    rows, message = BAD_ANNOTATIONS[case]
-    with pytest.raises(DataError, match=message):
-        load_annotations("cuhk_pedes", cuhk(tmp_path, rows))
-
-
-def test_missing_folders_files_and_data_sets_are_named(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"CUHK-PEDES: no such data set folder.*data\.root"):
-        load_annotations("cuhk_pedes", tmp_path)
-    (tmp_path / "CUHK-PEDES").mkdir()
-    with pytest.raises(DataError, match=r"reid_raw\.json: no such annotation file"):
-        load_annotations("cuhk_pedes", tmp_path)
-    with pytest.raises(ConfigError, match=r"data\.dataset: unknown data set 'cuhk_peds'; did you mean 'cuhk_pedes'"):
-        load_annotations("cuhk_peds", tmp_path)
-    assert set(ADAPTERS) == {"cuhk_pedes", "synthetic"}
 
 
 def test_a_batch_holds_exactly_the_fields_asked_for(root: Path) -> None:
@@ -188,13 +129,56 @@ def test_an_empty_caption_and_one_that_is_too_long_can_be_trained_on(root: Path)
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_truncated_image_is_named_and_stops_the_loader(workers: int, root: Path, tmp_path: Path) -> None:
     loader = train_loader(root, workers=workers)
-    record, caption = loader.pairs.pairs[0]
     broken = tmp_path / "broken.jpg"
-    broken.write_bytes(Path(record.image_path).read_bytes()[:700])
-    loader.pairs.pairs[0] = (dataclasses.replace(record, image_path=str(broken)), caption)
+    broken.write_bytes(Path(loader.pairs.images.paths[0]).read_bytes()[:700])
+    loader.pairs.images.paths[0] = str(broken)
     with pytest.raises(DataError) as caught:
         list(loader.epoch(1))
     assert str(caught.value).startswith(str(broken)) and "Traceback" not in str(caught.value)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_skipped_image_has_a_stand_in_and_is_remembered(workers: int, root: Path) -> None:
+    loader = train_loader(root, workers=workers, on_bad_image="skip")
+    gone = ["/nowhere/a.jpg", "/nowhere/b.jpg"]
+    loader.pairs.images.paths[0], loader.pairs.images.paths[5] = gone
+    before = [batch["index"].tolist() for batch in train_loader(root, workers=workers).epoch(1)]
+    after = [batch["index"].tolist() for batch in loader.epoch(1)]
+    changed = [(a, b) for x, y in zip(before, after, strict=True) for a, b in zip(x, y, strict=True) if a != b]
+    assert sorted(a for a, _ in changed) == [0, 5]
+    assert not {b for _, b in changed} & {0, 5}
+    assert [batch["index"].tolist() for batch in loader.epoch(1)] == after  # the same stand-ins again
+    assert loader.pairs.images.unreadable() == gone
+
+
+def test_a_stand_in_brings_its_own_image_caption_and_label(root: Path) -> None:
+    loader = train_loader(root, on_bad_image="skip")
+    loader.pairs.images.paths[0] = "/nowhere/a.jpg"
+    item = loader.pairs[0]
+    record, caption = loader.pairs.pairs[int(item["index"])]
+    assert item["pids"] == loader.pairs.labels[record.pid]
+    assert torch.equal(item["caption_ids"], loader.pairs.tokenizer.encode(caption))
+
+
+def test_skipping_gives_up_where_nothing_can_be_read(root: Path) -> None:
+    loader = train_loader(root, on_bad_image="skip")
+    loader.pairs.images.paths[:] = ["/nowhere/a.jpg"] * len(loader.pairs)
+    with pytest.raises(DataError, match=r"/nowhere/a\.jpg: cannot be read, and neither can 20 others"):
+        loader.pairs[0]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_skipped_gallery_images_leave_the_gallery(workers: int, root: Path) -> None:
+    config = DataConfig(root=str(root), image_size=(64, 32), workers=workers, on_bad_image="skip")
+    annotations = load_annotations("synthetic", root)
+    tokenizer = data_tokenizer(config, annotations)
+    loaders = build_eval_loaders(config, annotations.test, tokenizer, batch_size=2, pin_memory=False)
+    loaders.images.paths[2:5] = ["/nowhere/c.jpg", "/nowhere/d.jpg", "/nowhere/e.jpg"]
+    batches = list(loaders.gallery)
+    assert [len(batch.get("pids", [])) for batch in batches] == [2, 0, 1, 2]
+    pids = torch.cat([batch["pids"] for batch in batches if batch]).tolist()
+    assert pids == [record.pid for i, record in enumerate(annotations.test) if i not in (2, 3, 4)]
+    assert loaders.images.unreadable() == ["/nowhere/c.jpg", "/nowhere/d.jpg", "/nowhere/e.jpg"]
 
 
 def test_images_that_cannot_be_read_are_named(tmp_path: Path) -> None:

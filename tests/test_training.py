@@ -347,8 +347,8 @@ def test_selecting_on_a_val_split_that_is_not_there_is_an_error(
 ) -> None:
     annotations = load_annotations("synthetic", root)
     annotations.val.clear()
-    monkeypatch.setattr(train_program, "load_annotations", lambda *args: annotations)
-    with pytest.raises(DataError, match=r"has no val split to select on; eval\.select_on=test"):
+    monkeypatch.setattr(train_program, "load_annotations", lambda *args, **options: annotations)
+    with pytest.raises(DataError, match=r"has no val split to select on; data\.val_ids=200.*eval\.select_on=test"):
         train_program.train(tiny_config(tiny), tmp_path / "run")
     run = train_program.train(tiny_config(tiny, "eval.select_on=test"), tmp_path / "run")
     assert "best on test (best.pt)" in (run / "train.log").read_text()
