@@ -1,4 +1,4 @@
-"""Evaluate a trained run: `python test.py --run runs/synthetic/20260101_120000_synthetic --i2t`."""
+"""Evaluate a run, or anyone's weights: `python test.py --run runs/cuhk_pedes/20260101_120000_irra --on rstpreid`."""
 
 import argparse
 import json
@@ -6,22 +6,28 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from configs.schema import load_config
-from datasets.annotations import Record, load_annotations
+from configs.schema import Config, load_config
+from datasets.annotations import Annotations, Record, load_annotations
 from datasets.loaders import build_eval_loaders, data_tokenizer
-from model.task import build_encoder
+from datasets.tokenizers import ClipTokenizer
+from model.convert import load_init, load_weights
+from model.task import RetrievalTask, build_task
 from processor.evaluator import Embeddings, embed, metrics_table
-from utils.checkpoint import load_checkpoint, load_state
 from utils.distributed import default_device
-from utils.errors import CheckpointError, ConfigError, DataError, exit_on_user_error
+from utils.errors import ConfigError, DataError, exit_on_user_error
 from utils.logger import LOGGER, start_logging
 from utils.metrics import Ranking
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Evaluate a run folder that train.py made.")
-    parser.add_argument("--run", type=Path, required=True, help="the run folder")
-    parser.add_argument("--checkpoint", default="best", help="best, last, or the path of a checkpoint; default: best")
+    parser = argparse.ArgumentParser(description="Evaluate a run folder of train.py, or weights from elsewhere.")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--run", type=Path, help="a run folder")
+    what.add_argument("--config", type=Path, help="a YAML file; alone: the weights that training would start from")
+    parser.add_argument("--checkpoint", help="with --run: best, last, or the path of a checkpoint; default: best")
+    parser.add_argument("--weights", type=Path, metavar="PATH", help="with --config: a checkpoint, ours or published")
+    parser.add_argument("--format", help="of --weights, for instance irra; default: recognised")
+    parser.add_argument("--on", nargs="+", metavar="DATASET", help="data sets to test on; default: the config's")
     parser.add_argument("--split", default="test", choices=["val", "test"], help="default: test")
     parser.add_argument("--i2t", action="store_true", help="also rank captions for each image")
     parser.add_argument("--dump", type=Path, metavar="FILE", help="write one JSON line per caption: its rank, AP, INP")
@@ -35,45 +41,81 @@ def main() -> None:
 
 
 def evaluate(arguments: argparse.Namespace) -> dict[str, dict[str, float]]:
-    """The metrics of the chosen checkpoint and split, printed as a table; direction -> metric -> percent."""
-    if not (arguments.run / "config.yaml").is_file():
-        raise ConfigError(f"{arguments.run}: no run folder (there is no config.yaml in it)")
-    config = load_config(arguments.run / "config.yaml", arguments.set)
-    named = {"best": arguments.run / "best.pt", "last": arguments.run / "last.pt"}
-    checkpoint = named.get(arguments.checkpoint, Path(arguments.checkpoint))
-    content = load_checkpoint(checkpoint)
-    if not isinstance(content.get("model"), dict):
-        raise CheckpointError(f"{checkpoint}: no checkpoint of this project (it has no 'model')")
+    """The metrics of the chosen weights, data sets and split, printed as a table; row -> metric -> percent."""
+    config, task, source = load_task(arguments)
+    names = arguments.on or [config.data.dataset]
+    if arguments.dump and len(names) > 1:
+        raise ConfigError("--dump: takes one data set; name one with --on")
+    val_ids = config.val_ids if arguments.split == "val" else 0
+    chosen = {name: load_annotations(name, config.data.root, val_ids=val_ids) for name in names}
+    for annotations in chosen.values():
+        if not annotations.split(arguments.split):
+            raise DataError(f"{annotations.folder}: has no {arguments.split} split")
+    home = chosen.get(config.data.dataset)
+    if home is None and config.data.tokenizer is None:  # it lies in the folder of the data set that was trained on
+        home = load_annotations(config.data.dataset, config.data.root)
+    tokenizer = data_tokenizer(config.data, home.folder if home else Path(), most=task.encoder.vocab_size)
 
-    device = default_device()
-    encoder = build_encoder(config, pretrained=False)
-    prefix = "encoder."
-    state = {name.removeprefix(prefix): value for name, value in content["model"].items() if name.startswith(prefix)}
-    load_state(encoder, state, checkpoint)
-    encoder.to(device)
+    task.to(default_device())
+    rows: dict[str, dict[str, float]] = {}
+    for name, annotations in chosen.items():
+        rankings = rank(arguments, config, task, annotations, tokenizer)
+        label = f" {name}" if arguments.on else ""
+        rows |= {direction + label: ranking.summary() for direction, ranking in rankings.items()}
+    LOGGER.info("%s, %s split\n%s", source, arguments.split, metrics_table(rows))
+    return rows
 
-    annotations = load_annotations(config.data.dataset, config.data.root)
-    records = annotations.split(arguments.split)
-    if not records:
-        raise DataError(f"{annotations.folder}: has no {arguments.split} split")
+
+def load_task(arguments: argparse.Namespace) -> tuple[Config, RetrievalTask, str]:
+    """The config, the encoder with its weights in it, and a line that says which weights these are."""
+    if arguments.run:
+        if arguments.weights or arguments.format:
+            raise ConfigError("--weights, --format: belong to --config; with --run, --checkpoint names a checkpoint")
+        if not (arguments.run / "config.yaml").is_file():
+            raise ConfigError(f"{arguments.run}: no run folder (there is no config.yaml in it)")
+        config = load_config(arguments.run / "config.yaml", arguments.set)
+        name = arguments.checkpoint or "best"
+        weights, format = arguments.run / f"{name}.pt" if name in ("best", "last") else Path(name), "own"
+    else:
+        if arguments.checkpoint:
+            raise ConfigError("--checkpoint: belongs to --run; with --config, --weights names a checkpoint")
+        config, weights, format = load_config(arguments.config, arguments.set), arguments.weights, arguments.format
+        if format and not weights:
+            raise ConfigError("--format: is the format of --weights, which is not given")
+    task = build_task(config, None, pretrained=weights is None)
+    report = load_weights(task, weights, format=format) if weights else load_init(task, config.init)
+    for note in task.encoder.notes:
+        LOGGER.info("%s", note)
+    if report is None:
+        return config, task, f"{config.name} before training"
+    if not arguments.run:
+        LOGGER.info("%s", report.table())
+    return config, task, f"{report.source}, epoch {'unknown' if report.epoch is None else report.epoch}"
+
+
+def rank(
+    arguments: argparse.Namespace,
+    config: Config,
+    task: RetrievalTask,
+    annotations: Annotations,
+    tokenizer: ClipTokenizer,
+) -> dict[str, Ranking]:
+    """Embed the chosen split of one data set and rank it; direction -> ranking. Writes the dump where one is asked."""
+    records, device = annotations.split(arguments.split), default_device()
     loaders = build_eval_loaders(
-        config.data,
-        records,
-        data_tokenizer(config.data, annotations),
-        batch_size=config.eval.batch_size,
-        pin_memory=device.type != "cpu",
+        config.data, records, tokenizer, batch_size=config.eval.batch_size, pin_memory=device.type != "cpu"
     )
-    embeddings = embed(encoder, loaders, device, config.train.precision)
+    embeddings = embed(task.encoder, loaders, device, config.train.precision)
     rankings = {"t2i": embeddings.rank_images()}
+    if rankings["t2i"].num_unmatched:
+        LOGGER.warning("%d captions show nobody of the gallery; left out", rankings["t2i"].num_unmatched)
     if arguments.i2t:
         rankings["i2t"] = embeddings.rank_captions()
-    results = {direction: ranking.summary() for direction, ranking in rankings.items()}
-    LOGGER.info("%s, %s split, epoch %s\n%s", checkpoint, arguments.split, content.get("epoch"), metrics_table(results))
     if arguments.dump:
         skipped = set(loaders.images.unreadable())
         gallery = [record for record in records if record.image_path not in skipped]
         write_dump(arguments.dump, dump_lines(records, gallery, rankings["t2i"], embeddings))
-    return results
+    return rankings
 
 
 def dump_lines(

@@ -8,6 +8,8 @@ from configs.schema import Config, load_config
 from datasets.annotations import ADAPTERS, load_annotations
 from datasets.loaders import build_eval_loaders, build_train_loader, data_tokenizer
 from datasets.transforms import build_transform
+from model.convert import load_init
+from model.formats import FORMATS
 from model.task import build_task, resolve
 from processor.trainer import Trainer
 from solver.optimizer import build_optimizer
@@ -39,7 +41,9 @@ def main() -> None:
 def check(config: Config) -> None:
     """Raise `ConfigError` for what can be known to be wrong without data, weights or a GPU."""
     ADAPTERS.get(config.data.dataset, "data.dataset")
-    build_transform(config.data.image_size, config.data.image_aug)
+    build_transform(config.data, train=True)
+    if config.init.format is not None:
+        FORMATS.get(config.init.format, "init.format")
     build_optimizer(config.solver, build_task(config, num_pids=2, pretrained=False).named_parameters())
 
 
@@ -53,14 +57,11 @@ def train(config: Config, run: Path | None = None) -> Path:
             f"{annotations.folder}: has no val split to select on; data.val_ids=200 makes one of 200 identities of "
             "train, eval.select_on=test is the papers' way"
         )
-    tokenizer = data_tokenizer(config.data, annotations)
 
-    task = build_task(config, num_pids=len(annotations.train_labels)).to(device)
-    if tokenizer.vocab_size > task.encoder.vocab_size:
-        raise ConfigError(
-            f"data.tokenizer: has {tokenizer.vocab_size} tokens, "
-            f"but the text tower has {task.encoder.vocab_size} (model.text)"
-        )
+    task = build_task(config, num_pids=len(annotations.train_labels))
+    loaded = load_init(task, config.init)
+    task.to(device)
+    tokenizer = data_tokenizer(config.data, annotations.folder, most=task.encoder.vocab_size)
     optimizer = build_optimizer(config.solver, task.named_parameters())
     if config.train.compile:
         for tower in task.encoder.children():
@@ -91,8 +92,10 @@ def train(config: Config, run: Path | None = None) -> Path:
         "%s on %s, %.2f M parameters, run folder %s", config.name, describe_device(device), parameters / 1e6, run
     )
     LOGGER.info("%s\n%s", config.data.dataset, annotations.table())
-    for note in annotations.notes():
+    for note in (*annotations.notes(), *task.encoder.notes):
         LOGGER.info("%s", note)
+    if loaded:
+        LOGGER.info("%s", loaded.table())
     Trainer(task, optimizer, loader, evaluation, config, run, device).fit()
     LOGGER.info("the run lies in %s; evaluate it again with: python test.py --run %s", run, run)
     return run

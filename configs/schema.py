@@ -11,6 +11,9 @@ from typing import Any, Literal
 from utils.config import load_layers, typed
 from utils.errors import ConfigError
 
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
 
 @dataclass(frozen=True)
 class DataConfig:
@@ -19,6 +22,8 @@ class DataConfig:
     dataset: str = "synthetic"  # an adapter of datasets/annotations.py
     root: str = "data"  # folder that holds the data sets' folders
     image_size: tuple[int, int] = (384, 128)  # height, width in pixels
+    image_mean: tuple[float, float, float] = CLIP_MEAN  # what the vision tower's weights were trained with
+    image_std: tuple[float, float, float] = CLIP_STD
     image_aug: list[str] = field(default_factory=list)  # of datasets/transforms.py, applied in that file's order
     tokenizer: str | None = None  # hub name, tokenizer folder or merges file; null: the one in the data set's folder
     text_length: int = 77  # tokens of a caption, start and end of text included
@@ -26,6 +31,14 @@ class DataConfig:
     val_ids: int = 200  # training identities held out as val, where there is no val split and eval.select_on is val
     on_bad_image: Literal["error", "skip"] = "error"  # skip: leave images that cannot be read out, count and report
     workers: int | None = None  # data loading processes; null: one per core, at most 8; 0: none
+
+
+@dataclass(frozen=True)
+class InitConfig:
+    """A checkpoint of anyone's to start from, in place of the towers' own pretrained weights."""
+
+    path: str | None = None  # a file, or a folder of Hugging Face; null: what `model` says
+    format: str | None = None  # of model/formats.py; null: recognised by the names of its tensors
 
 
 @dataclass(frozen=True)
@@ -95,6 +108,7 @@ class Config:
     name: str = "run"  # ends the run folder's name
     data: DataConfig = field(default_factory=DataConfig)
     model: dict[str, Any] = field(default_factory=dict)  # name: an encoder; the rest: its constructor's options
+    init: InitConfig = field(default_factory=InitConfig)
     losses: dict[str, dict[str, Any]] = field(default_factory=dict)  # loss name -> its constructor's options
     solver: SolverConfig = field(default_factory=SolverConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
@@ -136,5 +150,9 @@ def _check_bounds(config: Config) -> None:
         if value is not None and value < bound:
             what = "must not be negative" if bound == 0 else f"must be at least {bound}"
             raise ConfigError(f"{path}: {what}, is {value}")
+    if min(config.data.image_std) <= 0:
+        raise ConfigError(f"data.image_std: must be above 0, is {list(config.data.image_std)}")
+    if config.init.format is not None and config.init.path is None:
+        raise ConfigError("init.format: is the format of init.path, which is not set")
     if config.train.seed >= 2**32:  # what NumPy's global generator takes
         raise ConfigError(f"train.seed: must be less than 2**32, is {config.train.seed}")

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Collection
+from pathlib import Path
 from typing import NamedTuple
 
 from torch.utils.data import DataLoader
@@ -58,7 +59,7 @@ def build_train_loader(
         seed: of order, augmentation and masking.
         pin_memory: page-locked batches, for asynchronous copies to a GPU.
     """
-    transform = build_transform(config.image_size, config.image_aug)
+    transform = build_transform(config, train=True)
     pairs = TrainPairs(
         *(annotations.train, annotations.train_labels, transform, tokenizer, fields, seed),
         skip_bad_images=config.on_bad_image == "skip",
@@ -81,7 +82,7 @@ def build_eval_loaders(
 ) -> EvalLoaders:
     """Gallery and query batches of one split, in annotation order."""
     skip = config.on_bad_image == "skip"
-    gallery = GalleryImages(records, build_transform(config.image_size), skip_bad_images=skip)
+    gallery = GalleryImages(records, build_transform(config, train=False), skip_bad_images=skip)
     query = QueryCaptions(records, tokenizer)
     return EvalLoaders(
         DataLoader(gallery, batch_size, num_workers=num_workers(config), collate_fn=Collate(), pin_memory=pin_memory),
@@ -90,9 +91,21 @@ def build_eval_loaders(
     )
 
 
-def data_tokenizer(config: DataConfig, annotations: Annotations) -> ClipTokenizer:
-    """The tokenizer that the config names, or the one in the data set's own folder."""
-    return build_tokenizer(config.tokenizer or str(annotations.folder / "tokenizer"), config.text_length)
+def data_tokenizer(config: DataConfig, folder: Path, *, most: int) -> ClipTokenizer:
+    """The tokenizer that the config names, or the one in the folder of the data set that is trained on.
+
+    Args:
+        most: tokens that the text tower knows.
+
+    Raises:
+        ConfigError: there is none, or it has more tokens than that.
+    """
+    tokenizer = build_tokenizer(config.tokenizer or str(folder / "tokenizer"), config.text_length)
+    if tokenizer.vocab_size > most:
+        raise ConfigError(
+            f"data.tokenizer: has {tokenizer.vocab_size} tokens, but the text tower has {most} (model.text)"
+        )
+    return tokenizer
 
 
 def num_workers(config: DataConfig) -> int:

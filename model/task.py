@@ -95,15 +95,24 @@ def build_encoder(config: Config, *, pretrained: bool = True) -> Encoder:
     """The encoder of a config.
 
     Args:
-        pretrained: False leaves out what `pretrained` options ask for, because a checkpoint is loaded over it.
+        pretrained: False leaves out what `pretrained` options ask for, because a checkpoint is loaded over it, as it
+            is where the config has an `init.path`.
     """
     encoder, options = _encoder(config)
+    pretrained = pretrained and config.init.path is None
     return encoder(config.data.image_size, config.data.text_length, pretrained, **options)
 
 
-def build_task(config: Config, num_pids: int, *, pretrained: bool = True) -> RetrievalTask:
-    """The task of a config, for training on `num_pids` identities; raises `ConfigError` like `resolve`."""
+def build_task(config: Config, num_pids: int | None, *, pretrained: bool = True) -> RetrievalTask:
+    """The task of a config; raises `ConfigError` like `resolve`.
+
+    Args:
+        num_pids: training identities; None: the encoder alone, for evaluation.
+        pretrained: as in `build_encoder`.
+    """
     encoder = build_encoder(config, pretrained=pretrained)
+    if num_pids is None:
+        return RetrievalTask(encoder, {})
     facts = Facts(num_pids, encoder.embed_dim, encoder.vocab_size)
     return RetrievalTask(
         encoder, {name: objective(facts, **options) for name, (objective, options) in _objectives(config).items()}

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from datasets.annotations import ADAPTERS
-from model.convert import FORMATS
 from model.encoders import ENCODERS
+from model.formats import FORMATS
 from model.objectives import OBJECTIVES
 from tests.conftest import ROOT
 

@@ -186,10 +186,10 @@ def without_model(run: Path, folder: Path) -> list[object]:
 TEST_MISTAKES = {
     "no run": (lambda run, folder: ["--run", folder], "no run folder (there is no config.yaml in it)"),
     "no checkpoint": (lambda run, folder: ["--run", run, "--checkpoint", "bst"], "bst: no such checkpoint"),
-    "other architecture": (other_architecture, "of another architecture than the config's"),
+    "other architecture": (other_architecture, "does not fit the model of this config, nothing was loaded: "),
     "cut in half": (cut_in_half, "half.pt: damaged or no checkpoint"),
     "code": (with_code, "code.pt: refused"),
-    "no model": (without_model, "other.pt: no checkpoint of this project"),
+    "no model": (without_model, "other.pt: holds no state dict"),
     "no data": (lambda run, folder: ["--run", run, "--set", "data.dataset=cuhk_pedes"], "CUHK-PEDES: no such data set"),
     "dump": (lambda run, folder: ["--run", run, "--dump", folder / "no/such/file"], "cannot be written"),
 }
@@ -216,7 +216,21 @@ def test_interrupting_leaves_no_traceback(tiny: list[str], monkeypatch, capsys) 
 def test_help_names_every_option(monkeypatch, capsys) -> None:
     for main, options in (
         (train_program.main, ["--config", "--set", "--run", "--print-config"]),
-        (test_program.main, ["--run", "--checkpoint", "--split", "--i2t", "--dump", "--set"]),
+        (
+            test_program.main,
+            [
+                "--run",
+                "--checkpoint",
+                "--config",
+                "--weights",
+                "--format",
+                "--on",
+                "--split",
+                "--i2t",
+                "--dump",
+                "--set",
+            ],
+        ),
     ):
         status, out, _ = run_program(main, monkeypatch, capsys, "--help")
         assert status == 0 and all(option in out for option in options)

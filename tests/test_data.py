@@ -7,12 +7,12 @@ import pytest
 import torch
 from PIL import Image
 
-from configs.schema import DataConfig
+from configs.schema import CLIP_MEAN, CLIP_STD, DataConfig
 from datasets.annotations import load_annotations
 from datasets.loaders import build_eval_loaders, build_train_loader, data_tokenizer, num_workers
 from datasets.pairs import Collate, longest, read_image
 from datasets.samplers import RandomBatches
-from datasets.transforms import CLIP_MEAN, CLIP_STD, build_transform
+from datasets.transforms import build_transform
 from utils.batch import FIELDS
 from utils.errors import ConfigError, DataError
 
@@ -23,7 +23,7 @@ def train_loader(
     aug = ["flip", "pad_crop", "erase"]
     config = DataConfig(root=str(root), image_size=(64, 32), image_aug=aug, batch_size=6, workers=workers, **options)
     annotations = load_annotations("synthetic", root)
-    tokenizer = data_tokenizer(config, annotations)
+    tokenizer = data_tokenizer(config, annotations.folder, most=10**6)
     return build_train_loader(
         config, annotations, tokenizer, fields=set(fields), full_text=full_text, seed=seed, pin_memory=False
     )
@@ -104,7 +104,7 @@ def test_evaluation_loaders_keep_annotation_order_and_raw_pids(root: Path) -> No
     annotations = load_annotations("synthetic", root)
     config = DataConfig(root=str(root), image_size=(64, 32), workers=0)
     loaders = build_eval_loaders(
-        config, annotations.test, data_tokenizer(config, annotations), batch_size=5, pin_memory=False
+        config, annotations.test, data_tokenizer(config, annotations.folder, most=10**6), batch_size=5, pin_memory=False
     )
     gallery = torch.cat([batch["pids"] for batch in loaders.gallery])
     query = torch.cat([batch["pids"] for batch in loaders.query])
@@ -171,7 +171,7 @@ def test_skipping_gives_up_where_nothing_can_be_read(root: Path) -> None:
 def test_skipped_gallery_images_leave_the_gallery(workers: int, root: Path) -> None:
     config = DataConfig(root=str(root), image_size=(64, 32), workers=workers, on_bad_image="skip")
     annotations = load_annotations("synthetic", root)
-    tokenizer = data_tokenizer(config, annotations)
+    tokenizer = data_tokenizer(config, annotations.folder, most=10**6)
     loaders = build_eval_loaders(config, annotations.test, tokenizer, batch_size=2, pin_memory=False)
     loaders.images.paths[2:5] = ["/nowhere/c.jpg", "/nowhere/d.jpg", "/nowhere/e.jpg"]
     batches = list(loaders.gallery)
@@ -198,7 +198,7 @@ def test_any_image_mode_becomes_rgb(mode: str, tmp_path: Path) -> None:
 
 def test_the_plain_transform_resizes_exactly_and_normalises() -> None:
     image = Image.fromarray(np.full((50, 70, 3), 128, np.uint8))
-    tensor = build_transform((384, 128))(image)
+    tensor = build_transform(DataConfig(), train=False)(image)
     assert tensor.shape == (3, 384, 128)
     for channel in range(3):
         expected = (128 / 255 - CLIP_MEAN[channel]) / CLIP_STD[channel]
@@ -206,7 +206,7 @@ def test_the_plain_transform_resizes_exactly_and_normalises() -> None:
 
 
 def test_the_augmentations_are_the_recipes() -> None:
-    steps = build_transform((384, 128), ["erase", "flip", "pad_crop"]).transforms  # type: ignore[attr-defined]
+    steps = build_transform(DataConfig(image_aug=["erase", "flip", "pad_crop"]), train=True).transforms  # type: ignore[attr-defined]
     names = [type(step).__name__ for step in steps]
     assert names == ["Resize", "RandomHorizontalFlip", "Pad", "RandomCrop", "ToTensor", "Normalize", "RandomErasing"]
     erase = steps[-1]
@@ -218,7 +218,7 @@ def test_the_augmentations_are_the_recipes() -> None:
     )
     assert (steps[2].padding, steps[2].fill) == (10, 0)
     with pytest.raises(ConfigError, match=r"data\.image_aug: unknown 'flop'; did you mean 'flip'"):
-        build_transform((8, 4), ["flop"])
+        build_transform(DataConfig(image_aug=["flop"]), train=True)
 
 
 def test_more_workers_than_cores_is_an_error_with_the_number_of_cores() -> None:

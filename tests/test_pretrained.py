@@ -9,10 +9,10 @@ from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
 from configs.schema import load_config
 from model.encoders import Encoder
-from model.encoders.clip import resize_position_grid
+from model.encoders.towers import resize_position_grid
 from model.task import build_encoder
 from tests.conftest import ARCH, ROOT, TINY
-from utils.errors import ConfigError
+from utils.errors import CheckpointError, ConfigError
 
 # As TINY has it.
 TEXT = {
@@ -74,3 +74,83 @@ def test_evaluating_a_run_needs_no_pretrained_weights() -> None:
     with pytest.raises(ConfigError, match=r"model\.image\.arch: the weights of .* are not in the hub's cache"):
         tiny_encoder(*pretrained)  # tests have no network
     tiny_encoder(*pretrained, pretrained=False)
+
+
+def saved_vit(folder: Path, arch: str = ARCH, **options: object) -> tuple[Path, torch.nn.Module]:
+    """A timm vision tower of TINY's size in a file, with all of its weights random."""
+    torch.manual_seed(0)
+    sizes = {"embed_dim": 64, "depth": 1, "num_heads": 1, "patch_size": 16}
+    source = timm.create_model(arch, **sizes, **options).eval()
+    for parameter in source.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    torch.save(source.state_dict(), folder / "vit.pth")
+    return folder / "vit.pth", source
+
+
+def test_a_vision_tower_starts_from_a_file_of_timms(tmp_path: Path) -> None:
+    file, source = saved_vit(tmp_path, num_classes=64)
+    encoder = tiny_encoder(f"model.image.pretrained={file}", "data.image_size=[224, 224]")
+    images = torch.randn(2, 3, 224, 224)
+    expected = source.forward_features(images) @ source.head.weight.T
+    torch.testing.assert_close(encoder.encode_image(images).tokens, expected)
+    assert encoder.notes == ()
+    tiny_encoder(f"model.image.pretrained={file}", pretrained=False)  # as test.py has it: the file may be gone
+
+
+def test_a_projection_of_another_width_starts_fresh_and_this_is_said(tmp_path: Path) -> None:
+    file, source = saved_vit(tmp_path, num_classes=10)
+    encoder = tiny_encoder(f"model.image.pretrained={file}")
+    (note,) = encoder.notes
+    assert note == f"model.image: {file} has no projection to 64 dimensions (model.embed_dim); it starts fresh"
+    loaded = encoder.state_dict()
+    torch.testing.assert_close(loaded["image.trunk.norm.weight"], source.state_dict()["norm.weight"])
+    assert loaded["image.projection.weight"].shape == (64, 64)
+
+
+def test_a_tower_that_pools_with_a_map_puts_the_pooled_token_first(tmp_path: Path) -> None:
+    arch = "vit_base_patch16_siglip_224"
+    file, source = saved_vit(tmp_path, arch, num_classes=0)
+    image = f"model.image={{arch: {arch}, pretrained: {file}}}"
+    encoder = tiny_encoder(image, "data.image_size=[224, 224]")
+    images = torch.randn(2, 3, 224, 224)
+    encoded = encoder.encode_image(images)
+    assert encoded.tokens.shape == (2, 1 + 14 * 14, 64) and torch.equal(encoded.tokens[:, 0], encoded.embedding)
+    projection = encoder.state_dict()["image.projection.weight"]
+    torch.testing.assert_close(encoded.embedding, source(images) @ projection.T)
+    torch.testing.assert_close(encoded.tokens[:, 1:], source.forward_features(images) @ projection.T)
+    fresh, normalised = encoder.notes
+    assert "no projection to 64 dimensions" in fresh
+    assert "normalised by mean [0.5, 0.5, 0.5] and std [0.5, 0.5, 0.5]: data.image_mean" in normalised
+    resized = tiny_encoder(image).state_dict()["image.trunk.pos_embed"]
+    torch.testing.assert_close(resized, resize_position_grid(source.pos_embed, (4, 2), prefix=0))
+
+
+@pytest.mark.parametrize(
+    "fault, message",
+    [
+        ("missing", r"vit\.pth: no such checkpoint"),
+        ("deeper", r"vit\.pth: of another architecture.*missing \(blocks\.1\."),
+        ("grid", r"pos_embed cannot be resized to this image size: its 5 positions are no square grid"),
+    ],
+)
+def test_a_vision_file_that_does_not_fit_is_refused(fault: str, message: str, tmp_path: Path) -> None:
+    file, source = saved_vit(tmp_path, num_classes=64)
+    options: list[str] = []
+    if fault == "missing":
+        file.unlink()
+    if fault == "deeper":
+        options = ["model.image.options.depth=2"]
+    if fault == "grid":
+        torch.save({**source.state_dict(), "pos_embed": torch.zeros(1, 6, 64)}, file)
+    with pytest.raises(CheckpointError, match=message):
+        tiny_encoder(f"model.image.pretrained={file}", *options)
+
+
+def test_a_run_with_a_local_text_folder_is_evaluated_with_its_sizes(tmp_path: Path) -> None:
+    """test.py builds the tower without the folder's weights, but it must have the folder's sizes."""
+    folder = text_folder(tmp_path)
+    encoder = tiny_encoder(
+        f"model.text={{arch: {folder}, pretrained: true}}", "model.text.options={}", pretrained=False
+    )
+    assert encoder.vocab_size == 1024
+    assert encoder.state_dict()["text.projection.weight"].shape == (64, 64)

@@ -313,7 +313,7 @@ def test_best_is_what_the_chosen_split_says(
 def test_embeddings_are_unit_vectors_in_annotation_order_and_the_mode_is_put_back(root: Path, tiny: list[str]) -> None:
     config = tiny_config(tiny)
     annotations = load_annotations("synthetic", root)
-    tokenizer = data_tokenizer(config.data, annotations)
+    tokenizer = data_tokenizer(config.data, annotations.folder, most=10**6)
     loaders = build_eval_loaders(config.data, annotations.test, tokenizer, batch_size=5, pin_memory=False)
     encoder = build_encoder(config).train()
     found = embed(encoder, loaders, torch.device("cpu"), "fp32")

@@ -194,6 +194,11 @@ def _first_line(error: Exception) -> str:
 
 def _yaml_problem(error: Exception) -> str:
     """What is wrong and on which line, of a YAML error, in one line."""
+    if "tag:yaml.org,2002:python/" in str(error):
+        return (
+            "it would build Python objects, which is refused; if it is the configs.yaml of a published model, "
+            "take our YAML of that method and give test.py its checkpoint with --weights"
+        )
     if isinstance(error, yaml.MarkedYAMLError) and error.problem and error.problem_mark:
         return f"{error.problem} (line {error.problem_mark.line + 1})"
     return _first_line(error)

@@ -25,6 +25,7 @@ class Encoder(nn.Module, ABC):
     embed_dim: int
     vocab_size: int
     logit_scale: float
+    notes: tuple[str, ...] = ()  # what a log should say about how it was built
 
     @abstractmethod
     def encode_image(self, images: Tensor) -> Encoded:
@@ -33,6 +34,17 @@ class Encoder(nn.Module, ABC):
     @abstractmethod
     def encode_text(self, caption_ids: Tensor) -> Encoded:
         """int64 (B, L) -> embeddings (B, D) and tokens (B, L, D)."""
+
+    def resize(self, name: str, value: Tensor) -> Tensor | None:
+        """A checkpoint's position grid made for another image size, resized to this encoder's; None: no such tensor.
+
+        Args:
+            name: in this encoder's state dict.
+
+        Raises:
+            ValueError: the shape of the grid that it was made for cannot be known.
+        """
+        return None
 
 
 ENCODERS: Registry[type[Encoder]] = Registry("encoder")

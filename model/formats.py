@@ -1,0 +1,145 @@
+"""The checkpoint formats of the field: how each names its tensors, and what they are called here."""
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+
+import torch
+from torch import Tensor
+
+from utils.registry import Registry
+
+Rules = tuple[tuple[str, str], ...]  # (pattern, replacement), applied in order to every name
+
+# The two towers of OpenAI's CLIP; open_clip has the same names.
+OPENAI_RULES: Rules = (
+    (r"^visual\.class_embedding$", "encoder.image.trunk.cls_token"),
+    (r"^visual\.positional_embedding$", "encoder.image.trunk.pos_embed"),
+    (r"^visual\.proj$", "encoder.image.projection.weight"),
+    (r"^visual\.conv1\.", "encoder.image.trunk.patch_embed.proj."),
+    (r"^visual\.ln_pre\.", "encoder.image.trunk.norm_pre."),
+    (r"^visual\.ln_post\.", "encoder.image.trunk.norm."),
+    (r"^visual\.transformer\.resblocks\.(\d+)\.", r"encoder.image.trunk.blocks.\1."),
+    (r"^positional_embedding$", "encoder.text.trunk.embeddings.position_embedding.weight"),
+    (r"^token_embedding\.", "encoder.text.trunk.embeddings.token_embedding."),
+    (r"^text_projection$", "encoder.text.projection.weight"),
+    (r"^ln_final\.", "encoder.text.trunk.final_layer_norm."),
+    (r"^transformer\.resblocks\.(\d+)\.attn\.in_proj_", r"encoder.text.trunk.encoder.layers.\1.self_attn.qkv_proj."),
+    (r"^transformer\.resblocks\.(\d+)\.attn\.out_proj\.", r"encoder.text.trunk.encoder.layers.\1.self_attn.out_proj."),
+    (r"^transformer\.resblocks\.(\d+)\.ln_(\d)\.", r"encoder.text.trunk.encoder.layers.\1.layer_norm\2."),
+    (r"^transformer\.resblocks\.(\d+)\.mlp\.c_fc\.", r"encoder.text.trunk.encoder.layers.\1.mlp.fc1."),
+    (r"^transformer\.resblocks\.(\d+)\.mlp\.c_proj\.", r"encoder.text.trunk.encoder.layers.\1.mlp.fc2."),
+)
+# IRRA's model (spec 1.9): OpenAI's names behind "base_model.", and the heads.
+IRRA_RULES: Rules = (
+    (r"^base_model\.", ""),
+    *OPENAI_RULES,
+    (r"^classifier\.", "objectives.id.classifier."),
+    (r"^cross_attn\.", "objectives.mlm.cross_attn."),
+    (r"^cross_modal_transformer\.resblocks\.(\d+)\.", r"objectives.mlm.cross_transformer.\1."),
+    (r"^ln_pre_t\.", "objectives.mlm.ln_pre_text."),
+    (r"^ln_pre_i\.", "objectives.mlm.ln_pre_image."),
+    (r"^ln_post\.", "objectives.mlm.ln_post."),
+    (r"^mlm_head\.", "objectives.mlm.mlm_head."),
+)
+# Inside a timm block, whichever tower it stands in.
+BLOCK_RULES: Rules = (
+    (r"((?:trunk\.blocks|cross_transformer)\.\d+)\.attn\.in_proj_", r"\1.attn.qkv."),
+    (r"((?:trunk\.blocks|cross_transformer)\.\d+)\.attn\.out_proj\.", r"\1.attn.proj."),
+    (r"((?:trunk\.blocks|cross_transformer)\.\d+)\.ln_(\d)\.", r"\1.norm\2."),
+    (r"((?:trunk\.blocks|cross_transformer)\.\d+)\.mlp\.c_fc\.", r"\1.mlp.fc1."),
+    (r"((?:trunk\.blocks|cross_transformer)\.\d+)\.mlp\.c_proj\.", r"\1.mlp.fc2."),
+)
+HUGGING_FACE_RULES: Rules = (
+    (r"^vision_model\.embeddings\.class_embedding$", "encoder.image.trunk.cls_token"),
+    (r"^vision_model\.embeddings\.position_embedding\.weight$", "encoder.image.trunk.pos_embed"),
+    (r"^vision_model\.embeddings\.patch_embedding\.", "encoder.image.trunk.patch_embed.proj."),
+    (r"^vision_model\.pre_layrnorm\.", "encoder.image.trunk.norm_pre."),  # their spelling
+    (r"^vision_model\.post_layernorm\.", "encoder.image.trunk.norm."),
+    (r"^vision_model\.encoder\.layers\.(\d+)\.layer_norm(\d)\.", r"encoder.image.trunk.blocks.\1.norm\2."),
+    (r"^vision_model\.encoder\.layers\.(\d+)\.self_attn\.out_proj\.", r"encoder.image.trunk.blocks.\1.attn.proj."),
+    (r"^vision_model\.encoder\.layers\.(\d+)\.self_attn\.", r"encoder.image.trunk.blocks.\1.attn."),
+    (r"^vision_model\.encoder\.layers\.(\d+)\.mlp\.", r"encoder.image.trunk.blocks.\1.mlp."),
+    (r"^visual_projection\.", "encoder.image.projection."),
+    (r"^text_model\.", "encoder.text.trunk."),
+    (r"^text_projection\.", "encoder.text.projection."),
+)
+# No weights of the towers: OpenAI's constants and causal mask, Hugging Face's counters of positions, the temperature.
+NO_WEIGHTS = re.compile(
+    r"^(logit_scale|logit_bias|input_resolution|context_length|vocab_size)$|(^|\.)(attn_mask|position_ids)$"
+)
+# The first whose mark is among a file's names is its format.
+MARKS: tuple[tuple[str, str], ...] = (
+    ("own", r"^encoder\."),
+    ("rde", r"^(visul|texual)_emb_layer\."),
+    ("irra", r"^base_model\.visual\.class_embedding$"),
+    ("openai", r"^visual\.class_embedding$"),
+    ("huggingface", r"^vision_model\."),
+)
+FORMATS: Registry[Callable[[Mapping[str, Tensor]], dict[str, Tensor]]] = Registry("checkpoint format")
+
+
+def recognise(names: Iterable[str]) -> str | None:
+    """The format whose mark is among these names."""
+    names = list(names)
+    return next((format for format, mark in MARKS if any(re.search(mark, name) for name in names)), None)
+
+
+def renamed(name: str, rules: Rules) -> list[str]:
+    """Our name of a foreign tensor; three names where it holds query, key and value in one."""
+    for pattern, replacement in (*rules, *BLOCK_RULES):
+        name = re.sub(pattern, replacement, name)
+    return [name.replace("qkv_proj", f"{part}_proj") for part in "qkv"] if ".qkv_proj." in name else [name]
+
+
+@FORMATS.register("own")
+def own(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What our train.py writes."""
+    return dict(state)
+
+
+@FORMATS.register("openai")
+def openai(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """OpenAI's CLIP, and open_clip's of the same architecture: the encoder only."""
+    return _projections_turned(_convert(state, OPENAI_RULES))
+
+
+@FORMATS.register("ham")  # Jiang et al., CVPR 2025: IRRA's encoder, no heads
+@FORMATS.register("mllm4text")  # Tan et al., CVPR 2024: IRRA's encoder, no heads
+@FORMATS.register("fmfa")  # both of its definitions; the classifier of the second has a row per training caption
+@FORMATS.register("rde")  # IRRA's encoder; its token selection layers have no place here yet
+@FORMATS.register("irra")
+def irra(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """IRRA's names, which its descendants kept."""
+    return _projections_turned(_convert(state, IRRA_RULES))
+
+
+@FORMATS.register("huggingface")
+def huggingface(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """transformers' CLIPModel, whose vision tower has query, key and value apart, where timm has them in one."""
+    converted = _convert(state, HUGGING_FACE_RULES)
+    for query in [name for name in converted if re.search(r"\.attn\.q_proj\.", name)]:
+        parts = [query.replace(".q_proj.", f".{part}_proj.") for part in "qkv"]
+        if all(part in converted for part in parts):
+            converted[query.replace(".q_proj.", ".qkv.")] = torch.cat([converted.pop(part) for part in parts])
+    return converted
+
+
+def _projections_turned(converted: dict[str, Tensor]) -> dict[str, Tensor]:
+    """OpenAI multiplies tokens by its projections from the left, a linear layer by the transpose."""
+    for name in ("encoder.image.projection.weight", "encoder.text.projection.weight"):
+        if name in converted:
+            converted[name] = converted[name].t().contiguous()
+    return converted
+
+
+def _convert(state: Mapping[str, Tensor], rules: Rules) -> dict[str, Tensor]:
+    converted = {}
+    for name, value in state.items():
+        if NO_WEIGHTS.search(name):
+            continue
+        names = renamed(name, rules)
+        for ours, part in zip(names, value.chunk(len(names)) if len(names) > 1 else [value], strict=True):
+            if ours.endswith((".cls_token", ".pos_embed")):
+                part = part.reshape(1, -1, part.shape[-1])
+            converted[ours] = part
+    return converted
