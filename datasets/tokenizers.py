@@ -129,6 +129,8 @@ def _merges_of_file(path: Path) -> list[tuple[str, str]]:
     merges = [tuple(line.split()) for line in lines if line.strip()]
     if not merges or any(len(pair) != 2 for pair in merges):
         raise ConfigError(f"data.tokenizer: {path} is not a file of byte-pair merges (two symbols on each line)")
+    if len(merges) < CLIP_MERGES:
+        raise ConfigError(f"data.tokenizer: {path} has {len(merges)} merges where CLIP's has {CLIP_MERGES}: cut short?")
     return merges  # type: ignore[return-value]
 
 
@@ -137,9 +139,10 @@ def _merges_of_hugging_face(name_or_path: str) -> list[tuple[str, str]]:
 
     try:
         backend = AutoTokenizer.from_pretrained(name_or_path).backend_tokenizer
-    except (OSError, ValueError, KeyError, AttributeError) as error:
+    except Exception as error:  # the tokenizers library raises bare ones, for damaged files also TypeError and such
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ConfigError(
-            f"data.tokenizer: no tokenizer '{name_or_path}' here ({str(error).splitlines()[0]}). Give one of: "
+            f"data.tokenizer: no tokenizer '{name_or_path}' here ({reason}). Give one of: "
             "a hub name such as openai/clip-vit-base-patch16 (needs a network or the hub's cache), "
             "a local folder of a Hugging Face tokenizer, or the path of CLIP's bpe_simple_vocab_16e6.txt.gz"
         ) from None

@@ -1,5 +1,6 @@
 """Tokenizers: equal to CLIP's reference on its own vocabulary, the same from each source, clear when there is none."""
 
+import gzip
 import json
 import pickle
 from pathlib import Path
@@ -102,3 +103,22 @@ def test_a_file_that_holds_no_merges_is_refused(tmp_path: Path) -> None:
     (tmp_path / "broken.txt.gz").write_bytes(b"no gzip")
     with pytest.raises(ConfigError, match=r"broken\.txt\.gz"):
         build_tokenizer(str(tmp_path / "broken.txt.gz"), 77)
+
+
+@pytest.mark.parametrize("content", [b"", b"[1]", b'{"version": "1.0", "added_tok'])
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json"])
+def test_a_damaged_tokenizer_folder_names_all_three_ways(name: str, content: bytes, tmp_path: Path) -> None:
+    train_tokenizer(CORPUS, tmp_path / "a", vocab_size=600)
+    (tmp_path / "a" / name).write_bytes(content)
+    with pytest.raises(ConfigError, match=r"(?s)no tokenizer .*/a' here.*hub name.*local folder.*bpe_simple_vocab"):
+        build_tokenizer(str(tmp_path / "a"), 77)
+
+
+@pytest.mark.parametrize("part", [0.5, 0.02])
+@pytest.mark.parametrize("packed", [True, False])
+def test_a_merges_file_cut_short_is_refused(packed: bool, part: float, tmp_path: Path) -> None:
+    content = MERGES_FILE.read_bytes() if packed else gzip.decompress(MERGES_FILE.read_bytes())[:400_000]
+    path = tmp_path / ("merges.txt.gz" if packed else "merges.txt")
+    path.write_bytes(content[: int(len(content) * part)])
+    with pytest.raises(ConfigError, match=r"merges\.txt.*(not a readable merges file|merges where CLIP's has 48894)"):
+        build_tokenizer(str(path), 77)

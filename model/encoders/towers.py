@@ -175,7 +175,8 @@ def _pretrained_text_model(options: TextOptions) -> CLIPTextModelWithProjection:
 def _no_weights(tower: str, arch: str, error: Exception) -> ConfigError:
     return ConfigError(
         f"model.{tower}.arch: the weights of {arch} are not in the hub's cache and cannot be had from the hub "
-        f"({_reason(error)}); model.{tower}.pretrained=false starts from random ones"
+        f"({_reason(error)}); init.path=FILE starts from a local checkpoint, such as OpenAI's ViT-B-16.pt, "
+        f"model.{tower}.pretrained=false from random weights"
     )
 
 

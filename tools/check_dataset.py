@@ -1,0 +1,193 @@
+"""Tells what is wrong with data sets on disk: `python -m tools.check_dataset cuhk_pedes rstpreid --root data`."""
+
+import argparse
+import hashlib
+import json
+import os
+import sys
+from collections import Counter
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from multiprocessing.pool import ThreadPool
+from pathlib import Path
+
+from PIL import Image
+from tqdm import tqdm
+
+from configs.schema import DataConfig
+from datasets.annotations import ADAPTERS, SPLITS, Adapter, Record, count_split
+from datasets.loaders import num_workers
+from datasets.pairs import read_image
+from datasets.tokenizers import clean
+from tools import dataset_faults as faults
+from tools.dataset_faults import LEVELS, MISSING, OFFICIAL, Finding, Look, Seen, Text
+from utils.errors import ConfigError, DataError, exit_on_user_error
+from utils.logger import format_table
+
+HEADER = ("split", "ids", "images", "captions", "official", "captions per image", "images per id", "R@1 ceiling")
+
+
+@dataclass(frozen=True)
+class SplitSummary:
+    """What a split holds; (least, most) where it is per image or identity, None where nothing can be said."""
+
+    ids: int
+    images: int
+    captions: int
+    official: faults.Counts | None
+    captions_per_image: tuple[int, int] | None
+    images_per_id: tuple[int, int] | None
+    r1_ceiling: float | None
+
+
+@dataclass(frozen=True)
+class Report:
+    """All there is to say about one data set; no splits where there are no annotations."""
+
+    name: str
+    splits: dict[str, SplitSummary]
+    findings: list[Finding]
+
+    @property
+    def would_train(self) -> bool:
+        return all(finding.level != "error" for finding in self.findings)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Tell what is wrong or remarkable with data sets on disk.")
+    parser.add_argument("datasets", nargs="+", metavar="DATASET", help=f"any of {', '.join(ADAPTERS)}")
+    parser.add_argument("--root", type=Path, default=Path("data"), help="the data root; default: data")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the findings as JSON, too")
+    parser.add_argument(
+        "--tokenizer", help="as data.tokenizer; default: CLIP's from the hub, for synthetic the one in its folder"
+    )
+    parser.add_argument(
+        "--text-length", type=positive, default=DataConfig.text_length, help="tokens of a caption; default: %(default)s"
+    )
+    parser.add_argument("--headers-only", action="store_true", help="do not decode the images (for network disks)")
+    parser.add_argument("--workers", type=positive, help="threads that read images; default: one per core, at most 8")
+    options = parser.parse_args()
+    with exit_on_user_error():
+        adapters = {name: ADAPTERS.get(name, "data set") for name in options.datasets}
+        seen: Seen = {}
+        reports = []
+        for name, adapter in adapters.items():
+            reports.append(check(name, adapter, options, seen))
+            show(reports[-1])
+        if options.json:
+            write_json(options.json, reports)
+        if not all(report.would_train for report in reports):
+            sys.exit(1)
+
+
+def positive(text: str) -> int:
+    """A command line option that counts something."""
+    if (number := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, is {number}")
+    return number
+
+
+def check(name: str, adapter: Adapter, options: argparse.Namespace, seen: Seen) -> Report:
+    """Reads everything of one data set, and looks for its images among those `seen` in others, which they then join."""
+    try:
+        source = adapter(options.root)
+    except DataError as error:
+        return Report(name, {}, [Finding("error", "no_annotations", str(error), 1, [])])
+    records, findings = faults.read_records(source)
+    splits = {split: [record for record in records if record.split == split] for split in SPLITS}
+    texts = [Text(record, caption, clean(caption)) for record in records for caption in record.captions]
+    tokenizer = str(source.folder / "tokenizer") if name == "synthetic" else "openai/clip-vit-base-patch16"
+    looks = look_at_all(name, source.folder, [record.image_path for record in records], options)
+
+    findings += faults.split_findings(name, splits)
+    findings += faults.unreadable_findings(looks)
+    findings += faults.duplicate_findings(records, looks)
+    findings += faults.other_set_findings(name, records, looks, seen)
+    findings += faults.identity_findings(splits)
+    findings += faults.caption_findings(texts)
+    findings += faults.token_findings(texts, options.tokenizer or tokenizer, options.text_length)
+    if options.headers_only:
+        message = "images of which only the header was read: truncated ones go unnoticed, contents were not compared"
+        findings.append(Finding("note", "headers_only", message, len(looks), []))
+    summaries = {split: summarize(name, split, splits[split], texts) for split in SPLITS}
+    return Report(name, summaries, sorted(findings, key=lambda finding: LEVELS.index(finding.level)))
+
+
+def look_at_all(name: str, folder: Path, paths: Iterable[str], options: argparse.Namespace) -> dict[str, Look]:
+    """Reads each image once, in threads: decoding releases the interpreter, so they are as fast as processes."""
+    unique = list(dict.fromkeys(paths))
+    look = partial(look_at, folder, headers_only=options.headers_only)
+    with ThreadPool(options.workers or num_workers(DataConfig())) as pool:
+        looks = tqdm(pool.imap(look, unique, chunksize=32), name, len(unique), unit="image", disable=None)
+        return dict(zip(unique, looks, strict=True))
+
+
+def look_at(folder: Path, path: str, *, headers_only: bool) -> Look:
+    """Reads an image as training does, and its bytes; `headers_only` opens it and no more."""
+    file = folder / path
+    if not os.path.exists(file):
+        return Look(fault=MISSING)
+    try:
+        if headers_only:
+            with Image.open(file):
+                return Look()
+        read_image(str(file))
+        return Look(digest=hashlib.sha256(file.read_bytes()).digest())
+    except Exception as error:  # PIL's decoders raise errors of many types on damaged files
+        return Look(fault=str(error).removeprefix(f"{file}: ").replace(f"{folder}{os.sep}", ""))
+
+
+def summarize(name: str, split: str, records: Sequence[Record], texts: Iterable[Text]) -> SplitSummary:
+    queries = [(text.clean, text.record.pid) for text in texts if text.record.split == split]
+    return SplitSummary(
+        *count_split(records),
+        official=OFFICIAL[name][split] if name in OFFICIAL else None,
+        captions_per_image=least_and_most([len(record.captions) for record in records]),
+        images_per_id=least_and_most(Counter(record.pid for record in records).values()),
+        r1_ceiling=faults.r1_ceiling(queries) if queries and split != "train" else None,
+    )
+
+
+def least_and_most(counts: Collection[int]) -> tuple[int, int] | None:
+    return (min(counts), max(counts)) if counts else None
+
+
+def show(report: Report) -> None:
+    """Print the table of splits, the findings with their examples, and the verdict."""
+    lines = [""]
+    if report.splits:
+        lines.append(format_table(HEADER, [table_row(split, summary) for split, summary in report.splits.items()]))
+    for finding in report.findings:
+        lines.append(f"{finding.level:<7} {finding.count:>7}  {finding.message}")
+        lines += [f"{'':17}  {example}" for example in finding.examples]
+    levels = Counter(finding.level for finding in report.findings)
+    verdict = ", ".join(f"{levels[level]} {level}{'s' * (levels[level] != 1)}" for level in LEVELS)
+    lines.append(f"{report.name}: {verdict}: {'would train' if report.would_train else 'training would fail'}")
+    encoding = sys.stdout.encoding  # of a terminal or file that may not know every letter of the captions
+    print("\n".join(lines).encode(encoding, "backslashreplace").decode(encoding))
+
+
+def table_row(split: str, summary: SplitSummary) -> list[object]:
+    counts = (summary.ids, summary.images, summary.captions)
+    differs = summary.official not in (None, counts)
+    ranges = (summary.captions_per_image, summary.images_per_id)
+    return [
+        split,
+        *counts,
+        faults.format_counts(summary.official) + " (differs)" * differs if summary.official else "",
+        *("-".join(map(str, dict.fromkeys(ends or ()))) for ends in ranges),
+        "" if summary.r1_ceiling is None else summary.r1_ceiling,
+    ]
+
+
+def write_json(path: Path, reports: Iterable[Report]) -> None:
+    content = {report.name: {**asdict(report), "would_train": report.would_train} for report in reports}
+    try:
+        path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"--json {path}: cannot be written ({error})") from None
+
+
+if __name__ == "__main__":
+    main()
