@@ -192,8 +192,8 @@ def read_record(source: Source, number: int) -> Record:
     where += f" ({name})"
     if not isinstance(split, str):
         raise DataError(f"{where}: split must be train, val or test, is {split!r}")
-    if not isinstance(pid, int) or isinstance(pid, bool):
-        raise DataError(f"{where}: id must be a whole number, is {pid!r}")
+    if not isinstance(pid, int) or isinstance(pid, bool) or pid.bit_length() > 63:
+        raise DataError(f"{where}: id must be a whole number of 64 bits, is {pid!r}")
     if not isinstance(captions, list) or not captions or not all(isinstance(text, str) for text in captions):
         raise DataError(f"{where}: captions must be a list of one or more texts")
     windows = PureWindowsPath(name)  # understands both kinds of separators

@@ -53,7 +53,7 @@ BAD_ANNOTATIONS = {
         r"reid_raw\.json: annotation 0 \(a\.jpg\): captions must be a list",
     ),
     "no captions": ([row(), row(captions=[])], r"annotation 1"),
-    "id a word": ([row(pid="one")], r"annotation 0 \(a\.jpg\): id must be a whole number, is 'one'"),  # type: ignore[arg-type]
+    "id a word": ([row(pid="one")], r"annotation 0 \(a\.jpg\): id must be a whole number of 64 bits, is 'one'"),  # type: ignore[arg-type]
     "absolute path": ([row(name="/etc/passwd")], r"annotation 0 .*file_path points outside the data set"),
     "parent path": ([row(name="../../x.jpg")], r"annotation 0 .*file_path points outside the data set"),
     "path of the other platform": ([row(name="..\\..\\x.jpg")], r"file_path points outside the data set"),
@@ -62,8 +62,9 @@ BAD_ANNOTATIONS = {
     "path no text": ([row(name=None)], r"annotation 0: file_path must be the path"),  # type: ignore[arg-type]
     "img_path no text": ([{"id": 1, "img_path": 3, "captions": ["x"], "split": "train"}], r"img_path must be"),
     "split null": ([row(split=None)], r"annotation 0 \(a\.jpg\): split must be"),  # type: ignore[arg-type]
-    "id true": ([row(pid=True)], r"id must be a whole number, is True"),
-    "id a fraction": ([row(pid=1.5)], r"id must be a whole number, is 1\.5"),  # type: ignore[arg-type]
+    "id huge": ([row(pid=2**63)], r"id must be a whole number of 64 bits, is 9223372036854775808"),
+    "id true": ([row(pid=True)], r"id must be a whole number of 64 bits, is True"),
+    "id a fraction": ([row(pid=1.5)], r"id must be a whole number of 64 bits, is 1\.5"),  # type: ignore[arg-type]
     "caption no text": ([row(captions=["x", 3])], r"captions must be a list"),
     "row no mapping": ([row(), "a.jpg"], r"annotation 1 is a str where a mapping"),
     "empty file": ("", r"reid_raw\.json: not a readable JSON"),

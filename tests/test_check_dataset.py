@@ -104,8 +104,8 @@ def plant_faults(folder: Path) -> None:
 FAULTS = {
     "no_split": (ERROR, 1, ["annotation 21"]),
     "faulty_annotation": (ERROR, 6, [
-        "annotation 15 (a1.png): id must be a whole number, is 'one'",
-        "annotation 16: id does not fit into the 64 bits that evaluation has for it",
+        "annotation 15 (a1.png): id must be a whole number of 64 bits, is 'one'",
+        f"annotation 16 (a1.png): id must be a whole number of 64 bits, is {2**70}",
         "annotation 17 (../a1.png): file_path points outside the data set",
         "annotation 18 is a int where a mapping with split, id, file_path, captions must be",
         "annotation 19 (a1.png): captions must be a list of one or more texts",

@@ -81,9 +81,6 @@ def read_records(source: Source) -> tuple[list[Record], list[Finding]]:
             else:
                 faulty.append(str(error).removeprefix(f"{source.file}: "))
             continue
-        if record.pid.bit_length() > 63:
-            faulty.append(f"annotation {number}: id does not fit into the 64 bits that evaluation has for it")
-            continue
         records.append(replace(record, image_path=str(Path(record.image_path).relative_to(source.folder))))
     message = "annotations without split (this looks like the split-less caption_all.json; use reid_raw.json)"
     findings = [*found("error", "no_split", message, splitless)]
