@@ -90,7 +90,7 @@ def load_task(arguments: argparse.Namespace) -> tuple[Config, RetrievalTask, str
         return config, task, f"{config.name} before training"
     if not arguments.run:
         LOGGER.info("%s", report.table())
-    return config, task, f"{report.source}, epoch {'unknown' if report.epoch is None else report.epoch}"
+    return config, task, report.source if report.epoch is None else f"{report.source}, epoch {report.epoch}"
 
 
 def rank(

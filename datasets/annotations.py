@@ -179,7 +179,7 @@ def read_record(source: Source, number: int) -> Record:
     row, where = source.rows[number], f"{source.file}: annotation {number}"
     if not isinstance(row, dict):
         raise DataError(
-            f"{where} is a {type(row).__name__} where a mapping with split, id, file_path, captions must be"
+            f"{where} must be a mapping with split, id, file_path and captions, not of type {type(row).__name__}"
         )
     path_field = "img_path" if "img_path" in row else "file_path"
     missing = [name for name in ("split", "id", path_field, "captions") if name not in row]

@@ -66,7 +66,7 @@ BAD_ANNOTATIONS = {
     "id true": ([row(pid=True)], r"id must be a whole number of 64 bits, is True"),
     "id a fraction": ([row(pid=1.5)], r"id must be a whole number of 64 bits, is 1\.5"),  # type: ignore[arg-type]
     "caption no text": ([row(captions=["x", 3])], r"captions must be a list"),
-    "row no mapping": ([row(), "a.jpg"], r"annotation 1 is a str where a mapping"),
+    "row no mapping": ([row(), "a.jpg"], r"annotation 1 must be a mapping .* not of type str"),
     "empty file": ("", r"reid_raw\.json: not a readable JSON"),
     "cut file": (json.dumps([row(), row()])[:-9], r"reid_raw\.json: not a readable JSON"),
     "no annotations": ([], r"reid_raw\.json: the annotations have no train images"),

@@ -107,7 +107,7 @@ FAULTS = {
         "annotation 15 (a1.png): id must be a whole number of 64 bits, is 'one'",
         f"annotation 16 (a1.png): id must be a whole number of 64 bits, is {2**70}",
         "annotation 17 (../a1.png): file_path points outside the data set",
-        "annotation 18 is a int where a mapping with split, id, file_path, captions must be",
+        "annotation 18 must be a mapping with split, id, file_path and captions, not of type int",
         "annotation 19 (a1.png): captions must be a list of one or more texts",
     ]),
     "missing_image": (ERROR, 1, ["imgs/missing\\n.png"]),
