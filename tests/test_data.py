@@ -205,6 +205,12 @@ def test_the_plain_transform_resizes_exactly_and_normalises() -> None:
         torch.testing.assert_close(tensor[channel], torch.full((384, 128), expected))
 
 
+def test_images_are_normalised_as_the_config_says() -> None:
+    config = DataConfig(image_mean=(0.5, 0.4, 0.3), image_std=(0.5, 0.25, 0.1))
+    tensor = build_transform(config, train=False)(Image.new("RGB", (4, 4), (255, 0, 51)))
+    torch.testing.assert_close(tensor[:, 0, 0], torch.tensor([1.0, -1.6, -1.0]))
+
+
 def test_the_augmentations_are_the_recipes() -> None:
     steps = build_transform(DataConfig(image_aug=["erase", "flip", "pad_crop"]), train=True).transforms  # type: ignore[attr-defined]
     names = [type(step).__name__ for step in steps]

@@ -15,6 +15,7 @@ from configs.schema import load_config
 from model.task import resolve
 from tests.conftest import ROOT, TINY
 from tests.test_command_line import run_program
+from tests.test_pretrained import saved_vit
 from utils.config import to_yaml
 
 
@@ -133,6 +134,16 @@ def test_training_starts_from_anothers_weights_and_says_what_starts_fresh(
     assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
     log = (run / "train.log").read_text()
     assert f"weights of {finished / 'best.pt'}, format own" in log and "missing, start fresh" in log
+
+
+def test_the_log_says_that_a_projection_starts_fresh(root: Path, tmp_path: Path) -> None:
+    file, _ = saved_vit(tmp_path, num_classes=10)
+    overrides = [*TINY, f"data.root={root}", f"model.image.pretrained={file}"]
+    run = train_program.train(resolve(load_config(ROOT / "configs/baseline.yaml", overrides)), tmp_path / "run")
+    assert (
+        f"{file} has no projection to 64 dimensions (model.embed_dim); it starts fresh"
+        in (run / "train.log").read_text()
+    )
 
 
 def test_a_run_fine_tuned_from_weights_that_are_gone_is_still_evaluated(

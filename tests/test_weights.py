@@ -409,6 +409,13 @@ def test_tensors_of_another_shape_are_a_table_and_nothing_is_loaded(
     assert "missing" not in message
 
 
+def test_a_grid_of_another_form_is_in_the_table(model_golden: dict[str, np.ndarray], tmp_path: Path) -> None:
+    task = build_task(load_config(RECIPE, golden_overrides(model_golden)), None)
+    torch.save(task.state_dict() | {"encoder.image.trunk.pos_embed": torch.zeros(64)}, tmp_path / "x.pth")
+    message = untouched(task, lambda: load_weights(task, tmp_path / "x.pth"), "1 tensors are of another shape")
+    assert "encoder.image.trunk.pos_embed" in message and "(64,)" in message
+
+
 def test_a_deeper_model_is_refused_for_what_has_no_place(model_golden: dict[str, np.ndarray], tmp_path: Path) -> None:
     torch.save(golden_weights(model_golden), tmp_path / "x.pth")
     shallow = [*golden_overrides(model_golden), "model.text.options.num_hidden_layers=1"]

@@ -66,7 +66,7 @@ class CLIPEncoder(Encoder):
 
     def resize(self, name: str, value: Tensor) -> Tensor | None:
         trunk = self.image.trunk
-        if name != "image.trunk.pos_embed" or value.shape[-1] != trunk.embed_dim:
+        if name != "image.trunk.pos_embed" or value.ndim != 3 or value.shape[-1] != trunk.embed_dim:
             return None
         return resize_position_grid(value, trunk.patch_embed.grid_size, trunk.num_prefix_tokens)
 
