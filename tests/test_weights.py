@@ -322,6 +322,20 @@ def test_a_file_cut_short_is_named(container: str, part: float, tmp_path: Path) 
         load_weights(our_clip(), tmp_path / name)
 
 
+@pytest.mark.parametrize("container", CONTAINERS)
+def test_damaged_bytes_never_end_in_a_traceback(container: str, tmp_path: Path) -> None:
+    save, name = CONTAINERS[container]
+    save({"visual.conv1.weight": torch.randn(8, 8)}, tmp_path / name)
+    good, task, rng = (tmp_path / name).read_bytes(), our_clip(), np.random.default_rng(0)
+    for _ in range(100):
+        damaged = bytearray(good)
+        for place in rng.integers(len(good), size=rng.choice([1, 3, 30])):
+            damaged[place] = rng.integers(256)
+        (tmp_path / name).write_bytes(damaged)
+        with pytest.raises(CheckpointError):  # at least, weights are missing
+            load_weights(task, tmp_path / name)
+
+
 def hugging_face_folder_with(name: str, content: bytes) -> Callable[[Path], None]:
     def make(folder: Path) -> None:
         (folder / name).write_bytes(content)

@@ -3,24 +3,16 @@
 import json
 import os
 import pickle
-import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from utils.errors import CheckpointError
 from utils.torchscript import is_torchscript, read_torchscript
-
-# What torch, zipfile, pickle, json and safetensors raise for files that are cut, damaged or something else.
-UNREADABLE = (
-    *(OSError, RuntimeError, EOFError, ValueError, KeyError, TypeError, AttributeError, StopIteration),
-    *(IndexError, zipfile.BadZipFile, pickle.UnpicklingError, SafetensorError),
-)
 
 
 def save_checkpoint(path: str | Path, content: Mapping[str, Any]) -> None:
@@ -59,7 +51,7 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
                 "source, save its state dict alone: torch.save(torch.load(FILE, weights_only=False)['model'], NEW)"
             ) from None
         raise CheckpointError(f"{path}: damaged or no checkpoint (no pickle of weights)") from None
-    except UNREADABLE as error:
+    except Exception as error:  # damaged bytes make the readers raise errors of many types
         raise CheckpointError(f"{path}: damaged or no checkpoint ({_first_line(error)})") from None
     if not isinstance(content, dict):
         raise CheckpointError(f"{path}: no checkpoint (it holds a {type(content).__name__})")
@@ -81,9 +73,11 @@ def read_weights(path: str | Path) -> dict[str, Any]:
             return dict(load_file(path))
         if path.is_file() and is_torchscript(path):
             return dict(read_torchscript(path))
+    except CheckpointError:
+        raise
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such checkpoint") from None
-    except (*UNREADABLE, RecursionError) as error:
+    except Exception as error:  # as above
         raise CheckpointError(f"{path}: damaged or no checkpoint ({_first_line(error)})") from None
     return load_checkpoint(path)
 
