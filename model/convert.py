@@ -63,8 +63,8 @@ def load_weights(task: nn.Module, path: str | Path, *, format: str | None = None
                 f"{path}: of no format known here ({', '.join(FORMATS)}); its tensors are called "
                 f"{', '.join(list(state)[:3])}, ..."
             )
-    report = LoadReport(str(path), format)
-    report.epoch = content["epoch"] if isinstance(content.get("epoch"), int) else None
+    epoch = content.get("epoch")
+    report = LoadReport(str(path), format, epoch if isinstance(epoch, int) else None)
     try:
         converted = FORMATS.get(format, "format")(state)
     except (RuntimeError, ValueError, IndexError) as error:

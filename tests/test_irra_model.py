@@ -50,11 +50,15 @@ def golden_overrides(golden: dict[str, np.ndarray]) -> list[str]:
     ]
 
 
+def golden_weights(golden: dict[str, np.ndarray]) -> dict[str, Tensor]:
+    """The model's state dict, under its authors' names."""
+    return {name[2:]: torch.from_numpy(value) for name, value in golden.items() if name.startswith("w/")}
+
+
 def golden_task(golden: dict[str, np.ndarray], *overrides: str) -> RetrievalTask:
     config = load_config(RECIPE, [*golden_overrides(golden), *overrides])
     task = build_task(config, num_pids=json.loads(str(golden["cfg_json"]))["nc"])
-    weights = {name[2:]: torch.from_numpy(value) for name, value in golden.items() if name.startswith("w/")}
-    report = load_converted(task, irra(weights), LoadReport("golden", "irra"))
+    report = load_converted(task, irra(golden_weights(golden)), LoadReport("golden", "irra"))
     assert set(report.missing) <= {name for name in task.state_dict() if name.startswith("objectives")}
     return task
 
@@ -76,13 +80,18 @@ def close(actual: Tensor, expected: np.ndarray, tolerance: float = 1e-5) -> None
     np.testing.assert_allclose(actual.detach().numpy(), expected, rtol=0, atol=tolerance)
 
 
-def test_both_towers_give_the_authors_features(task: RetrievalTask, model_golden: dict[str, np.ndarray]) -> None:
-    batch = golden_batch(model_golden)
+def features_are_the_authors(task: RetrievalTask, golden: dict[str, np.ndarray]) -> None:
+    batch = golden_batch(golden)
     image, text = task.encode_image(batch["images"]), task.encode_text(batch["caption_ids"])
-    close(image.tokens, model_golden["out/image_feats"])
-    close(image.embedding, model_golden["out/encode_image"])
-    close(text.tokens, model_golden["out/text_feats"])
-    close(text.embedding, model_golden["out/encode_text"])
+    close(image.tokens, golden["out/image_feats"])
+    close(image.embedding, golden["out/encode_image"])
+    close(text.tokens, golden["out/text_feats"])
+    close(text.embedding, golden["out/encode_text"])
+
+
+def test_both_towers_give_the_authors_features(task: RetrievalTask, model_golden: dict[str, np.ndarray]) -> None:
+    features_are_the_authors(task, model_golden)
+    batch = golden_batch(model_golden)
     close(task.encode_text(batch["mlm_ids"]).tokens, model_golden["out/mlm_feats"])
 
 
@@ -185,7 +194,7 @@ def test_overlapping_patches_make_the_finer_grid() -> None:
 
 
 def test_published_checkpoint_file_loads(model_golden: dict[str, np.ndarray], tmp_path) -> None:
-    weights = {name[2:]: torch.from_numpy(value) for name, value in model_golden.items() if name.startswith("w/")}
+    weights = golden_weights(model_golden)
     save_checkpoint(tmp_path / "best.pth", {"model": weights, "epoch": 3})
     fresh = build_task(load_config(RECIPE, golden_overrides(model_golden)), num_pids=11)
     report = load_weights(fresh, tmp_path / "best.pth", format="irra")
@@ -230,7 +239,7 @@ def test_openai_weights_load_into_the_encoder_and_the_heads_start_fresh(
 
 def test_another_image_size_resizes_the_position_grid_and_says_so(model_golden: dict[str, np.ndarray]) -> None:
     source = torch.from_numpy(model_golden["posembed/src"])
-    weights = {name[2:]: torch.from_numpy(value) for name, value in model_golden.items() if name.startswith("w/")}
+    weights = golden_weights(model_golden)
     weights["base_model.visual.positional_embedding"] = source
     fresh = build_task(load_config(RECIPE, golden_overrides(model_golden)), num_pids=11)
     report = load_converted(fresh, irra(weights), LoadReport("x.pth", "irra"))
@@ -239,7 +248,7 @@ def test_another_image_size_resizes_the_position_grid_and_says_so(model_golden: 
 
 
 def test_a_checkpoint_without_a_weight_of_the_encoder_is_refused(model_golden: dict[str, np.ndarray]) -> None:
-    weights = {name[2:]: torch.from_numpy(value) for name, value in model_golden.items() if name.startswith("w/")}
+    weights = golden_weights(model_golden)
     fresh = build_task(load_config(RECIPE, golden_overrides(model_golden)), num_pids=11)
     lacking = {name: value for name, value in weights.items() if "ln_final" not in name}
     with pytest.raises(

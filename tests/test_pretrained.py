@@ -132,6 +132,7 @@ def test_a_tower_that_pools_with_a_map_puts_the_pooled_token_first(tmp_path: Pat
         ("missing", r"vit\.pth: no such checkpoint"),
         ("deeper", r"vit\.pth: of another architecture.*missing \(blocks\.1\."),
         ("grid", r"pos_embed cannot be resized to this image size: its 5 positions are no square grid"),
+        ("flat grid", r"pos_embed cannot be resized to this image size: its shape is \(64,\)"),
     ],
 )
 def test_a_vision_file_that_does_not_fit_is_refused(fault: str, message: str, tmp_path: Path) -> None:
@@ -143,6 +144,8 @@ def test_a_vision_file_that_does_not_fit_is_refused(fault: str, message: str, tm
         options = ["model.image.options.depth=2"]
     if fault == "grid":
         torch.save({**source.state_dict(), "pos_embed": torch.zeros(1, 6, 64)}, file)
+    if fault == "flat grid":
+        torch.save({**source.state_dict(), "pos_embed": torch.zeros(64)}, file)
     with pytest.raises(CheckpointError, match=message):
         tiny_encoder(f"model.image.pretrained={file}", *options)
 

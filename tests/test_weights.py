@@ -21,7 +21,14 @@ from model.convert import LoadReport, load_converted, load_init, load_weights
 from model.formats import FORMATS, openai, own, recognise
 from model.task import RetrievalTask, build_task
 from tests.conftest import ARCH, GOLDEN, ROOT
-from tests.test_irra_model import RECIPE, close, golden_batch, golden_overrides
+from tests.test_irra_model import (
+    RECIPE,
+    close,
+    features_are_the_authors,
+    golden_batch,
+    golden_overrides,
+    golden_weights,
+)
 from utils.checkpoint import read_weights, state_dict_of
 from utils.errors import CheckpointError
 from utils.torchscript import read_torchscript
@@ -197,10 +204,6 @@ def test_a_hugging_face_folder_gives_transformers_features(kind: str, tmp_path: 
         np.testing.assert_allclose(ours.encode_text(ids).embedding.numpy(), expected_text.numpy(), atol=1e-5)
 
 
-def golden_weights(golden: dict[str, np.ndarray]) -> dict[str, Tensor]:
-    return {name[2:]: torch.from_numpy(value) for name, value in golden.items() if name.startswith("w/")}
-
-
 def encoder_only(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: value for name, value in weights.items() if name.startswith("base_model.")}
 
@@ -255,12 +258,7 @@ def test_a_published_checkpoint_gives_its_authors_outputs(
         assert report.missing and all(name.startswith("objectives.") for name in report.missing)
     assert all(name.startswith(("visul_emb_layer.", "texual_emb_layer.")) for name in report.unexpected)
     assert bool(report.unexpected) == (format == "rde")
-    batch = golden_batch(model_golden)
-    image, text = task.encode_image(batch["images"]), task.encode_text(batch["caption_ids"])
-    close(image.tokens, model_golden["out/image_feats"])
-    close(image.embedding, model_golden["out/encode_image"])
-    close(text.tokens, model_golden["out/text_feats"])
-    close(text.embedding, model_golden["out/encode_text"])
+    features_are_the_authors(task, model_golden)
 
 
 def test_a_classifier_of_another_size_is_dropped_and_named(model_golden: dict[str, np.ndarray], tmp_path: Path) -> None:

@@ -55,8 +55,10 @@ def resize_position_grid(position_embedding: Tensor, grid: tuple[int, int], pref
     (IRRA model/clip_model.py:resize_pos_embed; spec 1.1).
 
     Raises:
-        ValueError: the source grid is not square.
+        ValueError: it is no position embedding, or the source grid is not square.
     """
+    if position_embedding.ndim != 3:
+        raise ValueError(f"its shape is {tuple(position_embedding.shape)}, not (1, positions, width)")
     rows, columns = grid
     cls, patches = position_embedding[:, :prefix], position_embedding[:, prefix:]
     side = math.isqrt(patches.shape[1])
