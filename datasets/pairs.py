@@ -161,7 +161,7 @@ def read_image(path: str) -> Image.Image:
 class Collate:
     """Items -> Batch: stacked; text cut to the longest caption unless `full_text`; only the fields asked for.
 
-    Empty items (skipped images) are left out. Cutting changes no output (the text tower is causal, what follows the
+    Empty items (skipped images) are left out. Cutting changes no embedding (the text tower is causal, what follows the
     end of a caption is not looked at) and saves the tower the padding. It is done here, on the CPU, where looking at
     the ids makes no GPU wait.
     """

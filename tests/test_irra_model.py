@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from configs.schema import load_config
+from datasets.pairs import Collate
 from model.convert import LoadReport, load_converted, load_weights
 from model.encoders.towers import resize_position_grid
 from model.formats import IRRA_RULES, irra, renamed
@@ -115,6 +116,19 @@ def test_heads_give_the_authors_scores(task: RetrievalTask, model_golden: dict[s
     close(mlm.mlm_head(hidden), model_golden["out/mlm_scores"], 2e-5)
     close(identity.classifier(step.image), model_golden["out/img_logits"])
     close(identity.classifier(step.text), model_golden["out/txt_logits"])
+
+
+def test_a_batch_of_short_captions_keeps_the_padding_that_the_heads_attend_to(
+    task: RetrievalTask, model_golden: dict[str, np.ndarray]
+) -> None:
+    whole = golden_batch(model_golden)
+    short = range(1, len(whole["pids"]))  # row 0 fills the context
+    items = [{name: value[i] for name, value in whole.items() if name != "mlm_positions"} for i in short]
+    step = task.encode(Collate(full_text=task.full_text)(items))
+    mlm = task.objectives["mlm"]
+    assert isinstance(mlm, MaskedLanguage)
+    scores = mlm.mlm_head(mlm.fuse(step.texts["mlm_ids"], step.image_tokens))
+    close(scores, model_golden["out/mlm_scores"][1:], 2e-5)
 
 
 @pytest.mark.parametrize("loss", ["sdm", "itc", "cmpm"])

@@ -39,6 +39,7 @@ class MaskedLanguage(Objective):
     inputs = frozenset({"mlm_labels", "mlm_positions"})
     text_fields = frozenset({"mlm_ids"})
     autocast = True
+    full_text = True  # the blocks attend to padding, too: the prediction depends on how much of it there is
 
     def __init__(self, facts: Facts, *, weight: float = 1.0, depth: int = 4, clean_captions: bool = False) -> None:
         super().__init__(weight=weight)
