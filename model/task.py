@@ -69,6 +69,8 @@ class RetrievalTask(nn.Module):
             pids=batch["pids"],
             logit_scale=self.encoder.logit_scale,
             image_tokens=image.tokens,
+            caption_ids=batch[self.caption_field],
+            text_tokens=texts[self.caption_field],
             texts=texts,
             batch=batch,
         )

@@ -1,6 +1,7 @@
 """The whole IRRA model against its authors' code: features, losses, gradients, four Adam steps, parameter settings."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -56,8 +57,8 @@ def golden_weights(golden: dict[str, np.ndarray]) -> dict[str, Tensor]:
     return {name[2:]: torch.from_numpy(value) for name, value in golden.items() if name.startswith("w/")}
 
 
-def golden_task(golden: dict[str, np.ndarray], *overrides: str) -> RetrievalTask:
-    config = load_config(RECIPE, [*golden_overrides(golden), *overrides])
+def golden_task(golden: dict[str, np.ndarray], *overrides: str, recipe: str | Path = RECIPE) -> RetrievalTask:
+    config = load_config(recipe, [*golden_overrides(golden), *overrides])
     task = build_task(config, num_pids=json.loads(str(golden["cfg_json"]))["nc"])
     report = load_converted(task, irra(golden_weights(golden)), LoadReport("golden", "irra"))
     assert set(report.missing) <= {name for name in task.state_dict() if name.startswith("objectives")}
@@ -88,6 +89,23 @@ def features_are_the_authors(task: RetrievalTask, golden: dict[str, np.ndarray])
     close(image.embedding, golden["out/encode_image"])
     close(text.tokens, golden["out/text_feats"])
     close(text.embedding, golden["out/encode_text"])
+
+
+def gradients_are_the_authors(task: RetrievalTask, golden: dict[str, np.ndarray], version: str) -> int:
+    """All norms, and the gradients that are stored whole: how many those are."""
+    gradients = {name: parameter.grad for name, parameter in task.named_parameters()}
+    norms = json.loads(str(golden[f"{version}/grad_norms_json"]))
+    assert len(norms) == len([name for name in golden if name.startswith("w/")])
+    for name, norm in norms.items():
+        parts = [gradients[ours] for ours in renamed(name, IRRA_RULES)]
+        ours = torch.stack([part.norm() for part in parts if part is not None]).norm()
+        np.testing.assert_allclose(float(ours), norm, rtol=2e-4, atol=1e-6, err_msg=name)
+    whole = {n: torch.from_numpy(golden[f"{version}_grad/{n}"]) for n in norms if f"{version}_grad/{n}" in golden}
+    for name, expected in irra(whole).items():
+        actual = gradients[name]
+        assert actual is not None
+        close(actual, expected.numpy(), 2e-5 * float(expected.abs().max()))
+    return len(whole)
 
 
 def test_both_towers_give_the_authors_features(task: RetrievalTask, model_golden: dict[str, np.ndarray]) -> None:
@@ -147,23 +165,7 @@ def test_losses_accuracies_and_gradients_are_the_authors(
     for name in ("sdm_loss", "id_loss", "mlm_loss", "img_acc", "txt_acc", "mlm_acc"):
         np.testing.assert_allclose(float(terms[name]) * weights.get(name, 1), model_golden[f"irra/{name}"], rtol=2e-5)
     total.backward()
-    gradients = {name: parameter.grad for name, parameter in task.named_parameters()}
-    norms = json.loads(str(model_golden["irra/grad_norms_json"]))
-    assert len(norms) == len([name for name in model_golden if name.startswith("w/")])
-    for name, norm in norms.items():
-        parts = [gradients[ours] for ours in renamed(name, IRRA_RULES)]
-        ours = torch.stack([part.norm() for part in parts if part is not None]).norm()
-        np.testing.assert_allclose(float(ours), norm, rtol=2e-4, atol=1e-6, err_msg=name)
-    stored = {
-        name: torch.from_numpy(model_golden[f"irra_grad/{name}"])
-        for name in norms
-        if f"irra_grad/{name}" in model_golden
-    }
-    assert len(stored) == 8
-    for name, expected in irra(stored).items():
-        actual = gradients[name]
-        assert actual is not None
-        close(actual, expected.numpy(), 2e-5 * float(expected.abs().max()))
+    assert gradients_are_the_authors(task, model_golden, "irra") == 8
 
 
 def test_four_adam_steps_follow_the_authors(task: RetrievalTask, model_golden: dict[str, np.ndarray]) -> None:

@@ -2,15 +2,13 @@
 
 import argparse
 import math
-import multiprocessing
 import os
-import time
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from tools.measuring import in_fresh_process, measured
 from utils.metrics import streamed_metrics
 
 
@@ -32,15 +30,8 @@ def measure(metrics: Callable[..., dict[str, float]], size: int, dim: int) -> tu
     embeddings = torch.randn(2, size, dim)
     embeddings /= embeddings.norm(dim=2, keepdim=True)
     pids = torch.arange(size) // 20
-    before, start = _memory_mb("VmRSS"), time.perf_counter()
-    result = metrics(*embeddings, pids, pids[torch.randperm(size)])
-    return time.perf_counter() - start, _memory_mb("VmHWM") - before, result
-
-
-def _memory_mb(field: str) -> float:
-    # Not getrusage: its peak survives exec, so a child of a large process would hide what it allocates itself.
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(field)) / 1024
+    gallery_pids = pids[torch.randperm(size)]
+    return measured(lambda: metrics(*embeddings, pids, gallery_pids))
 
 
 if __name__ == "__main__":
@@ -52,8 +43,7 @@ if __name__ == "__main__":
     both = min(args.size, math.isqrt(half_free // 32))  # where the plain way, 32 bytes a pair, fits
     taken = {}
     for metrics, size in [(streamed_metrics, args.size), (streamed_metrics, both), (plain_metrics, both)]:
-        with multiprocessing.get_context("spawn").Pool(1) as pool:
-            seconds, peak, values = pool.apply(measure, (metrics, size, args.dim))
+        seconds, peak, values = in_fresh_process(measure, metrics, size, args.dim)
         taken[metrics] = seconds, peak
         print(f"{metrics.__name__:17} {size} x {size}  {seconds:.2f} s  {peak:.0f} MB  mAP {values['mAP']:.3f}")
     (fast, small), (slow, large) = taken.values()

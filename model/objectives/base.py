@@ -2,12 +2,19 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from torch import Tensor, nn
 
 from utils.batch import Batch
 from utils.registry import Registry
+
+Reduction = Literal["mean", "none"]
+
+
+def reduce(per_pair: Tensor, reduction: Reduction) -> Tensor:
+    """(B,) -> its mean, or itself."""
+    return per_pair.mean() if reduction == "mean" else per_pair
 
 
 @dataclass(frozen=True)
@@ -28,6 +35,8 @@ class Step:
     pids: Tensor  # int64 (B,)
     logit_scale: float
     image_tokens: Tensor  # (B, 1 + N, D)
+    caption_ids: Tensor  # int64 (B, L), the captions of `text`
+    text_tokens: Tensor  # (B, L, D), theirs
     texts: Mapping[str, Tensor]  # batch field of token ids -> their tokens (B, L, D)
     batch: Batch
 
@@ -41,8 +50,8 @@ class Objective(nn.Module):
 
     inputs: ClassVar[frozenset[str]] = frozenset()  # batch fields beyond images, captions and pids
     text_fields: ClassVar[frozenset[str]] = frozenset()  # batch fields of token ids that the text tower must encode
-    full_text: ClassVar[bool] = False  # wants text of all columns, not only up to the longest caption
     autocast: ClassVar[bool] = False  # runs in the precision of the encoder; losses themselves are fp32
+    full_text: bool = False  # wants text of all columns, not only up to the longest caption
     captions_from: str | None = None  # the batch field that *every* loss shall read its captions from
 
     def __init__(self, *, weight: float) -> None:

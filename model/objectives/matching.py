@@ -1,14 +1,18 @@
 """Losses that match the images of a batch with its captions by their global embeddings."""
 
-from typing import Literal
+import math
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from model.objectives.base import OBJECTIVES, Facts, Objective, Step
+from model.objectives.base import OBJECTIVES, Facts, Objective, Reduction, Step, reduce
+from utils.errors import ConfigError
 
-Reduction = Literal["mean", "none"]
+Gap = Literal["cosine", "prob"]
+Positive = Literal["first", "pair", "best"]
 
 
 def sdm_loss(
@@ -29,7 +33,49 @@ def sdm_loss(
     logits = logit_scale * F.normalize(image) @ F.normalize(text).T
     same = _same_identity(pids, logits.dtype)
     target = same / same.sum(dim=1, keepdim=True)
-    return _reduce(_divergence(logits, target, eps) + _divergence(logits.T, target, eps), reduction)
+    return reduce(_divergence(logits, target, eps) + _divergence(logits.T, target, eps), reduction)
+
+
+def asdm_loss(
+    image: Tensor,
+    text: Tensor,
+    pids: Tensor,
+    *,
+    logit_scale: float,
+    alpha: float | Sequence[float] = 10.0,
+    gap: Gap = "cosine",
+    positive: Positive = "first",
+    detach: bool = False,
+    eps: float = 1e-8,
+    reduction: Reduction = "mean",
+) -> Tensor:
+    r"""Adaptive SDM (Yin et al., TOMM 2026, eq. 2; FMFA model/objectives.py).
+
+    SDM with the divergence of each anchor multiplied by 1 + alpha * gap, where the gap is how far its positive is
+    below its best candidate. Anchors whose positive is the best candidate count as in SDM. The paper measures the gap
+    in softmax probabilities and against the pair itself; the code in cosines, against the first item of the batch
+    that has the anchor's identity, with the gradient flowing through the weight (quirk Q28).
+
+    Args:
+        image, text: (B, D), any norm.
+        pids: int64 (B,).
+        logit_scale: 1/temperature.
+        alpha: not negative; one number, or two: for image anchors and for caption anchors.
+        gap: of cosines or of softmax probabilities.
+        positive: the first item of the identity, the pair itself, or the identity's best item.
+        detach: take the weights as constants.
+        eps: as in `sdm_loss`.
+        reduction: "mean" -> scalar, "none" -> (B,), both directions of each pair added.
+    """
+    cosine = F.normalize(image) @ F.normalize(text).T
+    same = _same_identity(pids, cosine.dtype)
+    target = same / same.sum(dim=1, keepdim=True)
+    total = cosine.new_zeros(len(cosine))
+    for scores, factor in zip((cosine, cosine.T), _both_directions(alpha), strict=True):
+        logits = logit_scale * scores
+        weight = 1 + factor * _gap(scores if gap == "cosine" else logits.softmax(dim=1), same, positive)
+        total = total + (weight.detach() if detach else weight) * _divergence(logits, target, eps)
+    return reduce(total, reduction)
 
 
 def itc_loss(image: Tensor, text: Tensor, *, logit_scale: float, reduction: Reduction = "mean") -> Tensor:
@@ -43,7 +89,7 @@ def itc_loss(image: Tensor, text: Tensor, *, logit_scale: float, reduction: Redu
     logits = logit_scale * F.normalize(image) @ F.normalize(text).T
     pairs = torch.arange(len(logits), device=logits.device)
     i2t, t2i = (F.cross_entropy(scores, pairs, reduction="none") for scores in (logits, logits.T))
-    return _reduce((i2t + t2i) / 2, reduction)
+    return reduce((i2t + t2i) / 2, reduction)
 
 
 def cmpm_loss(image: Tensor, text: Tensor, pids: Tensor, *, eps: float = 1e-8, reduction: Reduction = "mean") -> Tensor:
@@ -62,21 +108,31 @@ def cmpm_loss(image: Tensor, text: Tensor, pids: Tensor, *, eps: float = 1e-8, r
     target = same / same.norm(dim=1, keepdim=True)
     i2t = _divergence(image @ F.normalize(text).T, target, eps)
     t2i = _divergence(text @ F.normalize(image).T, target, eps)
-    return _reduce(i2t + t2i, reduction)
+    return reduce(i2t + t2i, reduction)
 
 
 def _same_identity(pids: Tensor, dtype: torch.dtype) -> Tensor:
     return (pids[:, None] == pids[None, :]).to(dtype)
 
 
+def _both_directions(alpha: float | Sequence[float]) -> Sequence[float]:
+    return alpha if isinstance(alpha, Sequence) else (alpha, alpha)
+
+
+def _gap(scores: Tensor, same: Tensor, positive: Positive) -> Tensor:
+    """How far the positive of each row is below the row's largest score, (B,)."""
+    best = scores.max(dim=1).values
+    if positive == "pair":
+        return best - scores.diagonal()
+    if positive == "best":
+        return best - scores.masked_fill(same == 0, -math.inf).max(dim=1).values
+    return best - scores.gather(1, same.argmax(dim=1, keepdim=True)).squeeze(1)
+
+
 def _divergence(logits: Tensor, target: Tensor, eps: float) -> Tensor:
     """KL(softmax(logits) || target + eps) of each row, (B,)."""
     log_p = F.log_softmax(logits, dim=1)
     return (log_p.exp() * (log_p - torch.log(target + eps))).sum(dim=1)
-
-
-def _reduce(per_pair: Tensor, reduction: Reduction) -> Tensor:
-    return per_pair.mean() if reduction == "mean" else per_pair
 
 
 @OBJECTIVES.register("sdm")
@@ -89,6 +145,40 @@ class SDM(Objective):
 
     def forward(self, step: Step) -> tuple[Tensor, dict[str, Tensor]]:
         return sdm_loss(step.image, step.text, step.pids, logit_scale=step.logit_scale, eps=self.eps), {}
+
+
+@OBJECTIVES.register("asdm")
+class AdaptiveSDM(Objective):
+    """See `asdm_loss`; the defaults are those of FMFA's first commit (8dfd532), which its published tables fit."""
+
+    def __init__(
+        self,
+        facts: Facts,
+        *,
+        weight: float = 1.0,
+        alpha: Any = 10.0,  # OmegaConf has no type for "a number or two of them"
+        gap: Gap = "cosine",
+        positive: Positive = "first",
+        detach: bool = False,
+        eps: float = 1e-8,
+    ) -> None:
+        super().__init__(weight=weight)
+        both = _both_directions(alpha)
+        if len(both) != 2 or not all(type(number) in (int, float) and 0 <= number < math.inf for number in both):
+            raise ConfigError(
+                "losses.asdm.alpha: must be a number that is not negative, or two of them "
+                f"(for image anchors, for caption anchors), is {alpha!r}"
+            )
+        self.options: dict[str, Any] = {
+            "alpha": tuple(both),
+            "gap": gap,
+            "positive": positive,
+            "detach": detach,
+            "eps": eps,
+        }
+
+    def forward(self, step: Step) -> tuple[Tensor, dict[str, Tensor]]:
+        return asdm_loss(step.image, step.text, step.pids, logit_scale=step.logit_scale, **self.options), {}
 
 
 @OBJECTIVES.register("itc")

@@ -1,0 +1,26 @@
+"""Time and peak memory of a call, for the benchmarks; Linux, CPU."""
+
+import multiprocessing
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+
+def in_fresh_process(function: Callable[..., Any], *args: Any) -> Any:
+    """The result of a module's function where nothing has been allocated yet: peaks are per process."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(function, args)
+
+
+def measured(function: Callable[[], Any]) -> tuple[float, float, Any]:
+    """Seconds, peak MB above what was held before, and the result."""
+    before, start = _memory_mb("VmRSS"), time.perf_counter()
+    result = function()
+    return time.perf_counter() - start, _memory_mb("VmHWM") - before, result
+
+
+def _memory_mb(field: str) -> float:
+    # Not getrusage: its peak survives exec, so a child of a large process would hide what it allocates itself.
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(field)) / 1024
