@@ -25,7 +25,7 @@ from model.objectives.fine_grained import (
     until_last_token,
 )
 from model.objectives.matching import asdm_loss, sdm_loss
-from model.task import build_task
+from model.task import build_task, resolve
 from tests.conftest import GOLDEN, ROOT, TINY
 from tests.test_command_line import run_program
 from tests.test_irra_model import close, golden_batch, golden_task, gradients_are_the_authors
@@ -417,6 +417,37 @@ def test_masking_padding_makes_the_loss_independent_of_it() -> None:
         longer = batch | {"caption_ids": torch.nn.functional.pad(batch["caption_ids"], (0, 6))}
         difference = float((task(batch)[1]["efa_loss"] - task(longer)[1]["efa_loss"]).abs())
         assert difference > 1e-4 if padding_counts else difference < 1e-5
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        *("asdm.detach=true", "asdm.eps=0.1", "asdm.alpha=3", "asdm.gap=prob", "asdm.positive=pair"),
+        *("efa.margin_text=1", "efa.margin_image=1", "efa.temperature=1", "efa.sigma=3", "efa.variant=paper"),
+    ],
+)
+def test_each_option_reaches_its_loss(option: str) -> None:
+    loss, gradients = option.partition(".")[0], []
+    others = [f"losses.{name}=null" for name in ("asdm", "efa", "id", "mlm") if name != loss]
+    for overrides in (others, [*others, f"losses.{option}"]):
+        task = tiny_task(*overrides, config=FMFA)
+        task(tiny_batch(task))[0].backward()
+        gradients.append(task.encoder.image.projection.weight.grad)
+    assert not torch.allclose(*gradients)
+
+
+def test_the_losses_defaults_are_the_first_commits() -> None:
+    bare = resolve(load_config(ROOT / "configs/irra.yaml", ["losses.sdm=null", "losses.asdm={}", "losses.efa={}"]))
+    assert bare.losses == resolve(load_config(FMFA)).losses
+
+
+@pytest.mark.parametrize("clean, field", [("true", "caption_ids"), ("false", "mlm_ids")])
+def test_a_step_has_the_captions_and_tokens_of_its_embeddings(clean: str, field: str) -> None:
+    task = tiny_task(f"losses.mlm.clean_captions={clean}", config=FMFA)
+    step = task.encode(tiny_batch(task))
+    assert torch.equal(step.caption_ids, step.batch[field])
+    end_of_text = step.text_tokens[torch.arange(len(step.text)), step.caption_ids.argmax(dim=1)]
+    torch.testing.assert_close(end_of_text, step.text)
 
 
 def test_fine_grained_alignment_reads_the_captions_that_the_other_losses_read() -> None:

@@ -56,3 +56,10 @@ def test_named_files_exist_and_overrides_are_accepted() -> None:
 def test_the_listed_losses_are_all_there_are() -> None:
     (line,) = re.findall(r"^Losses: (.*?)\.", README, re.M)
     assert set(re.findall(r"`(\w+)`", line)) == set(OBJECTIVES)
+
+
+def test_the_options_of_the_variants_page_are_accepted() -> None:
+    quoted = re.findall(r"`([^`\n]*=[^`\n]*)`", (ROOT / "docs/variants.md").read_text())
+    assert len(quoted) > 20
+    for overrides in quoted:
+        resolve(load_config(ROOT / "configs/fmfa.yaml", overrides.split()))
