@@ -63,37 +63,40 @@ def best_matches(tokens: Tensor, joint: Tensor, valid: Tensor | None = None) -> 
 class _BestMatches(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, tokens: Tensor, joint: Tensor, valid: Tensor | None) -> Tensor:
+        pairs, length = joint.shape[:2]
         flat = tokens.flatten(0, 1)  # (B K, D)
+        size = max(1, BLOCK // (len(flat) * length))
         best, places = [], []
-        for part in _blocks(tokens, joint):
-            scores = (flat @ joint[part].flatten(0, 1).T).unflatten(1, (-1, joint.shape[1]))  # (B K, block, L)
+        for start in range(0, pairs, size):
+            block = slice(start, start + size)
+            scores = (flat @ joint[block].flatten(0, 1).T).unflatten(1, (-1, length))  # (B K, size, L)
             if valid is not None:
-                scores.masked_fill_(~valid[part], -math.inf)
+                scores.masked_fill_(~valid[block], -math.inf)
             value, place = scores.max(dim=2)
             best.append(value)
             places.append(place)
-        ctx.save_for_backward(tokens, joint, torch.cat(places, dim=1))
+        first = length * torch.arange(pairs, device=joint.device)
+        rows = torch.cat(places, dim=1) + first  # (B K, B), of joint as (B L, D)
+        ctx.save_for_backward(tokens, joint, rows)
         return torch.cat(best, dim=1).unflatten(0, tokens.shape[:2]).transpose(1, 2)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
-        tokens, joint, places = ctx.saved_tensors
-        flat, flat_grad = tokens.flatten(0, 1), grad.transpose(1, 2).flatten(0, 1)  # (B K, D), (B K, B)
-        grad_tokens, grad_joint = torch.zeros_like(flat), torch.empty_like(joint)
-        for part in _blocks(tokens, joint):
-            place = places[:, part, None]
-            weights = flat.new_zeros(*place.shape[:2], joint.shape[1]).scatter_(2, place, flat_grad[:, part, None])
-            weights = weights.flatten(1)  # (B K, block L)
-            grad_tokens.addmm_(weights, joint[part].flatten(0, 1))
-            grad_joint[part] = (weights.T @ flat).unflatten(0, (-1, joint.shape[1]))
-        return grad_tokens.view_as(tokens), grad_joint, None
-
-
-def _blocks(tokens: Tensor, joint: Tensor) -> list[slice]:
-    """The batch of `joint` in pieces whose similarities to all tokens fit in BLOCK."""
-    size = max(1, BLOCK // (tokens.shape[:2].numel() * joint.shape[1]))
-    return [slice(start, start + size) for start in range(0, len(joint), size)]
+        """One of L products counts, so these are sums over few rows (an L-th of the work of a matrix product)."""
+        tokens, joint, rows = ctx.saved_tensors
+        flat, flat_joint, weights = tokens.flatten(0, 1), joint.flatten(0, 1), grad.transpose(1, 2).flatten(0, 1)
+        grad_tokens = F.embedding_bag(rows, flat_joint, mode="sum", per_sample_weights=weights)
+        order = rows.flatten().argsort(stable=True)
+        counts = rows.flatten().bincount(minlength=len(flat_joint))
+        grad_joint = F.embedding_bag(
+            order // rows.shape[1],
+            flat,
+            counts.cumsum(0) - counts,
+            mode="sum",
+            per_sample_weights=weights.flatten()[order],
+        )
+        return grad_tokens.view_as(tokens), grad_joint.view_as(joint), None
 
 
 def efa_loss(
