@@ -54,7 +54,8 @@ def evaluate(arguments: argparse.Namespace) -> dict[str, dict[str, float]]:
     home = chosen.get(config.data.dataset)
     if home is None and config.data.tokenizer is None:  # it lies in the folder of the data set that was trained on
         home = load_annotations(config.data.dataset, config.data.root)
-    tokenizer = data_tokenizer(config.data, home.folder if home else Path(), most=task.encoder.vocab_size)
+    folder, encoder = home.folder if home else Path(), task.encoder
+    tokenizer = data_tokenizer(config.data, folder, most=encoder.vocab_size, kinds=encoder.tokenizers)
 
     task.to(default_device())
     rows: dict[str, dict[str, float]] = {}

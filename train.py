@@ -61,11 +61,11 @@ def train(config: Config, run: Path | None = None) -> Path:
     task = build_task(config, num_pids=len(annotations.train_labels))
     loaded = load_init(task, config.init)
     task.to(device)
-    tokenizer = data_tokenizer(config.data, annotations.folder, most=task.encoder.vocab_size)
+    encoder = task.encoder
+    tokenizer = data_tokenizer(config.data, annotations.folder, most=encoder.vocab_size, kinds=encoder.tokenizers)
     optimizer = build_optimizer(config.solver, task.named_parameters())
     if config.train.compile:
-        for tower in task.encoder.children():
-            tower.compile()
+        task.encoder.compile_towers()
 
     pin_memory = device.type != "cpu"
     loader = build_train_loader(

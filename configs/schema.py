@@ -25,9 +25,15 @@ class DataConfig:
     image_mean: tuple[float, float, float] = CLIP_MEAN  # what the vision tower's weights were trained with
     image_std: tuple[float, float, float] = CLIP_STD
     image_aug: list[str] = field(default_factory=list)  # of datasets/transforms.py, applied in that file's order
+    train_resize: Literal["bilinear", "bicubic"] = "bilinear"  # of training images; others are resized bilinearly
+    views: int = 1  # how often each image is drawn in a batch, each time with its own augmentation
+    text_levels: list[str] = field(default_factory=lambda: ["sentence"])  # texts of each caption, of datasets/levels.py
+    word_source: Literal["clause", "attributes"] = "clause"  # what the level `word` draws from
     tokenizer: str | None = None  # hub name, tokenizer folder or merges file; null: the one in the data set's folder
     text_length: int = 77  # tokens of a caption, start and end of text included
     batch_size: int = 64  # pairs per step, over all processes
+    sampler: Literal["random", "identity"] = "random"  # of pairs, or of identities with num_instances pairs each
+    num_instances: int = 4  # identity: pairs of an identity in a batch; batch_size is a multiple of it
     val_ids: int = 200  # training identities held out as val, where there is no val split and eval.select_on is val
     on_bad_image: Literal["error", "skip"] = "error"  # skip: leave images that cannot be read out, count and report
     workers: int | None = None  # data loading processes; null: one per core, at most 8; 0: none
@@ -54,11 +60,12 @@ class Rule:
 class ScheduleConfig:
     """Learning rate over epochs; the formulas are in solver/schedule.py."""
 
-    name: Literal["cosine", "step", "linear", "exp", "poly", "constant"] = "cosine"
+    name: Literal["cosine", "timm_cosine", "step", "linear", "exp", "poly", "constant"] = "cosine"
     warmup_epochs: int = 0  # epochs before the schedule proper begins
     warmup_factor: float = 0.1  # the first epoch's rate, as a part of lr
     warmup: Literal["linear", "constant"] = "linear"  # how the rate moves during warm-up
-    min_lr: float = 0.0  # where cosine ends and poly starts from, for lr_mult 1 (other groups: in proportion)
+    warmup_lr: float = 0.0  # timm_cosine: what the rate rises from, in every parameter group
+    min_lr: float = 0.0  # where the cosines end and poly starts from, in every parameter group
     milestones: list[int] = field(default_factory=lambda: [20, 50])  # step: epochs after which the rate drops
     gamma: float = 0.1  # step: factor of each drop
     power: float = 0.9  # exp, poly: base of the power
@@ -135,6 +142,8 @@ def _check_bounds(config: Config) -> None:
         "data.batch_size": (config.data.batch_size, 2),  # one pair has nothing to be told apart from
         "data.workers": (config.data.workers, 0),
         "data.val_ids": (config.data.val_ids, 0),
+        "data.views": (config.data.views, 1),
+        "data.num_instances": (config.data.num_instances, 1),
         "solver.lr": (config.solver.lr, 0),
         "solver.weight_decay": (config.solver.weight_decay, 0),
         "solver.schedule.warmup_epochs": (config.solver.schedule.warmup_epochs, 0),

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path, PureWindowsPath
 from typing import Any, NamedTuple
@@ -24,6 +24,7 @@ class Record:
     image_id: int
     captions: tuple[str, ...]
     split: str
+    attributes: Mapping[str, str] | None = None  # phrases of the annotation, where its file has them
 
 
 @dataclass(frozen=True)
@@ -129,8 +130,8 @@ def count_split(records: Iterable[Record]) -> tuple[int, int, int]:
 
 @ADAPTERS.register("cuhk_pedes")
 def cuhk_pedes(root: Path) -> Source:
-    """CUHK-PEDES (Li et al., CVPR 2017)."""
-    return _read_json(root / "CUHK-PEDES", ["reid_raw.json"], get_it=GET_IT)
+    """CUHK-PEDES (Li et al., CVPR 2017), or IVT's edition of it, with one annotation per caption and attributes."""
+    return _read_json(root / "CUHK-PEDES", ["reid_raw.json", "cuhk_pedes_att.json"], get_it=GET_IT)
 
 
 @ADAPTERS.register("icfg_pedes")
@@ -186,7 +187,8 @@ def read_record(source: Source, number: int) -> Record:
     if missing:
         hint = " (this looks like the split-less caption_all.json; use reid_raw.json)" if "split" in missing else ""
         raise DataError(f"{where} has no {', '.join(missing)}{hint}")
-    split, pid, name, captions = row["split"], row["id"], row[path_field], row["captions"]
+    split, pid, name, captions, attributes = *(row[n] for n in ("split", "id", path_field, "captions")), row.get("att")
+    captions = [captions] if isinstance(captions, str) else captions
     if not isinstance(name, str) or not name:
         raise DataError(f"{where}: {path_field} must be the path of an image below imgs/, is {name!r}")
     where += f" ({name})"
@@ -196,8 +198,12 @@ def read_record(source: Source, number: int) -> Record:
         raise DataError(f"{where}: id must be a whole number of 64 bits, is {pid!r}")
     if not isinstance(captions, list) or not captions or not all(isinstance(text, str) for text in captions):
         raise DataError(f"{where}: captions must be a list of one or more texts")
+    if attributes is not None and not (
+        isinstance(attributes, dict) and all(isinstance(text, str) for pair in attributes.items() for text in pair)
+    ):
+        raise DataError(f"{where}: att must be a mapping of names to phrases")
     windows = PureWindowsPath(name)  # understands both kinds of separators
     if windows.anchor or ".." in windows.parts:
         raise DataError(f"{where}: {path_field} points outside the data set")
     split = split if split in ("train", "test") else "val"
-    return Record(str(source.folder / "imgs" / name), pid, 0, tuple(captions), split)
+    return Record(str(source.folder / "imgs" / name), pid, 0, tuple(captions), split, attributes)

@@ -10,8 +10,8 @@ from torch.utils.data import DataLoader
 from configs.schema import DataConfig
 from datasets.annotations import Annotations, Record
 from datasets.pairs import Collate, GalleryImages, Images, QueryCaptions, TrainPairs
-from datasets.samplers import RandomBatches
-from datasets.tokenizers import ClipTokenizer, build_tokenizer
+from datasets.samplers import IdentityBatches, RandomBatches
+from datasets.tokenizers import TextTokenizer, build_tokenizer
 from datasets.transforms import build_transform
 from utils.batch import Batch
 from utils.errors import ConfigError
@@ -20,7 +20,7 @@ from utils.errors import ConfigError
 class TrainLoader:
     """The training batches of one epoch after another; `pairs` tells what is behind a batch's `index`."""
 
-    def __init__(self, pairs: TrainPairs, batches: RandomBatches, loader: DataLoader[Batch]) -> None:
+    def __init__(self, pairs: TrainPairs, batches: RandomBatches | IdentityBatches, loader: DataLoader[Batch]) -> None:
         self.pairs, self.batches, self.loader = pairs, batches, loader
 
     def __len__(self) -> int:
@@ -44,7 +44,7 @@ class EvalLoaders(NamedTuple):
 def build_train_loader(
     config: DataConfig,
     annotations: Annotations,
-    tokenizer: ClipTokenizer,
+    tokenizer: TextTokenizer,
     *,
     fields: Collection[str],
     full_text: bool,
@@ -62,9 +62,12 @@ def build_train_loader(
     transform = build_transform(config, train=True)
     pairs = TrainPairs(
         *(annotations.train, annotations.train_labels, transform, tokenizer, fields, seed),
+        views=config.views,
+        text_levels=config.text_levels,
+        word_source=config.word_source,
         skip_bad_images=config.on_bad_image == "skip",
     )
-    batches = RandomBatches(len(pairs), config.batch_size, seed)
+    batches = build_batches(config, [record.pid for record, _ in pairs.pairs], seed)
     workers = num_workers(config)
     loader = DataLoader(
         pairs,
@@ -77,8 +80,15 @@ def build_train_loader(
     return TrainLoader(pairs, batches, loader)
 
 
+def build_batches(config: DataConfig, pids: list[int], seed: int) -> RandomBatches | IdentityBatches:
+    """Which pairs make up each batch: the sampler that the config names."""
+    if config.sampler == "identity":
+        return IdentityBatches(pids, config.batch_size, config.num_instances, seed)
+    return RandomBatches(len(pids), config.batch_size, seed)
+
+
 def build_eval_loaders(
-    config: DataConfig, records: list[Record], tokenizer: ClipTokenizer, *, batch_size: int, pin_memory: bool
+    config: DataConfig, records: list[Record], tokenizer: TextTokenizer, *, batch_size: int, pin_memory: bool
 ) -> EvalLoaders:
     """Gallery and query batches of one split, in annotation order."""
     skip = config.on_bad_image == "skip"
@@ -91,16 +101,21 @@ def build_eval_loaders(
     )
 
 
-def data_tokenizer(config: DataConfig, folder: Path, *, most: int) -> ClipTokenizer:
+def data_tokenizer(config: DataConfig, folder: Path, *, most: int, kinds: Collection[str] = ("clip",)) -> TextTokenizer:
     """The tokenizer that the config names, or the one in the folder of the data set that is trained on.
 
     Args:
-        most: tokens that the text tower knows.
+        most: tokens that the encoder knows.
+        kinds: of tokenizer that it can be given.
 
     Raises:
-        ConfigError: there is none, or it has more tokens than that.
+        ConfigError: there is none, it is of another kind, or it has more tokens than that.
     """
     tokenizer = build_tokenizer(config.tokenizer or str(folder / "tokenizer"), config.text_length)
+    if tokenizer.kind not in kinds:
+        raise ConfigError(
+            f"data.tokenizer: {config.tokenizer} is a {tokenizer.kind} tokenizer, this encoder reads {' or '.join(kinds)}"
+        )
     if tokenizer.vocab_size > most:
         raise ConfigError(
             f"data.tokenizer: has {tokenizer.vocab_size} tokens, but the text tower has {most} (model.text)"

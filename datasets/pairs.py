@@ -10,10 +10,11 @@ from torch.utils.data import Dataset
 
 from datasets.annotations import Record
 from datasets.extras import random_mask
-from datasets.tokenizers import ClipTokenizer
+from datasets.levels import check_levels, text_of_level
+from datasets.tokenizers import ClipTokenizer, TextTokenizer
 from datasets.transforms import ImageTransform
 from utils.batch import Batch
-from utils.errors import DataError
+from utils.errors import ConfigError, DataError
 
 TEXT_FIELDS = ("caption_ids", "mlm_ids", "mlm_labels")
 
@@ -57,6 +58,10 @@ class TrainPairs(Dataset[Batch]):
         tokenizer: captions -> ids.
         fields: the batch fields to make, of utils/batch.py.
         seed: of the random draws.
+        views: how often the image is in an item, each time augmented anew.
+        text_levels: of datasets/levels.py, one text of the item for each; where there are fewer of these than views,
+            or the other way round, the fewer ones come again.
+        word_source: what the level `word` draws from.
         skip_bad_images: put another pair, drawn at random, where an image cannot be read.
 
     Raises (when an item is loaded):
@@ -68,12 +73,19 @@ class TrainPairs(Dataset[Batch]):
         records: Sequence[Record],
         labels: dict[int, int],
         transform: ImageTransform,
-        tokenizer: ClipTokenizer,
+        tokenizer: TextTokenizer,
         fields: Collection[str],
         seed: int,
         *,
+        views: int = 1,
+        text_levels: Sequence[str] = ("sentence",),
+        word_source: str = "clause",
         skip_bad_images: bool = False,
     ) -> None:
+        if "mlm_ids" in fields and not isinstance(tokenizer, ClipTokenizer):
+            raise ConfigError("losses.mlm: masks captions of CLIP's tokenizer, data.tokenizer is of another kind")
+        self.views, self.text_levels, self.word_source = views, list(text_levels), word_source
+        check_levels(self.text_levels)
         self.pairs = [(record, caption) for record in records for caption in record.captions]
         self.labels, self.transform, self.tokenizer, self.fields, self.seed = labels, transform, tokenizer, fields, seed
         self.images = Images([record.image_path for record, _ in self.pairs], skip_bad=skip_bad_images)
@@ -90,15 +102,24 @@ class TrainPairs(Dataset[Batch]):
         entropy = np.random.SeedSequence([self.seed, int(self._epoch), index])
         index, image = self._read(index)
         record, caption = self.pairs[index]
-        item = {"index": torch.tensor(index), "pids": torch.tensor(self.labels[record.pid])}
+        size = max(self.views, len(self.text_levels))
+        item = {"index": torch.tensor([index]), "pids": torch.tensor([self.labels[record.pid]] * size)}
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(int(entropy.generate_state(1, np.uint64)[0]))  # not the GPUs', too
-            item["images"] = self.transform(image)
-        item["caption_ids"] = self.tokenizer.encode(caption)
-        if "mlm_ids" in self.fields:
-            rng = np.random.default_rng(entropy)
-            item["mlm_ids"], item["mlm_labels"] = random_mask(item["caption_ids"], self.tokenizer.mask_id, rng)
+            views = [self.transform(image) for _ in range(self.views)]
+        rng = np.random.default_rng(entropy)
+        texts = [self.tokenizer.encode(text) for text in self._texts(record, caption, rng)]
+        item["images"], item["caption_ids"] = (_cycled(parts, size) for parts in (views, texts))
+        if isinstance(self.tokenizer, ClipTokenizer) and "mlm_ids" in self.fields:
+            masked = [random_mask(ids, self.tokenizer.mask_id, rng) for ids in item["caption_ids"]]
+            item["mlm_ids"], item["mlm_labels"] = (torch.stack(parts) for parts in zip(*masked, strict=True))
         return item
+
+    def _texts(self, record: Record, caption: str, rng: np.random.Generator) -> list[str]:
+        if self.text_levels == ["sentence"]:
+            return [caption]
+        attributes = (record.attributes or {}) if self.word_source == "attributes" else None
+        return [text_of_level(caption, level, rng, attributes) for level in self.text_levels]
 
     def _read(self, index: int) -> tuple[int, Image.Image]:
         """The image of a pair, or of one that stands in for it; and which pair that is."""
@@ -125,13 +146,15 @@ class GalleryImages(Dataset[Batch]):
 
     def __getitem__(self, index: int) -> Batch:
         image = self.images.read(index)
-        return {} if image is None else {"images": self.transform(image), "pids": torch.tensor(self.records[index].pid)}
+        if image is None:
+            return {}
+        return {"images": self.transform(image)[None], "pids": torch.tensor([self.records[index].pid])}
 
 
 class QueryCaptions(Dataset[Batch]):
     """The captions of a split, in annotation order, with their images' raw pids."""
 
-    def __init__(self, records: Sequence[Record], tokenizer: ClipTokenizer) -> None:
+    def __init__(self, records: Sequence[Record], tokenizer: TextTokenizer) -> None:
         self.captions = [(record.pid, caption) for record in records for caption in record.captions]
         self.tokenizer = tokenizer
 
@@ -140,7 +163,7 @@ class QueryCaptions(Dataset[Batch]):
 
     def __getitem__(self, index: int) -> Batch:
         pid, caption = self.captions[index]
-        return {"caption_ids": self.tokenizer.encode(caption), "pids": torch.tensor(pid)}
+        return {"caption_ids": self.tokenizer.encode(caption)[None], "pids": torch.tensor([pid])}
 
 
 def read_image(path: str) -> Image.Image:
@@ -159,7 +182,7 @@ def read_image(path: str) -> Image.Image:
 
 
 class Collate:
-    """Items -> Batch: stacked; text cut to the longest caption unless `full_text`; only the fields asked for.
+    """Items -> Batch: one after another; text cut to the longest caption unless `full_text`; only the fields asked for.
 
     Empty items (skipped images) are left out. Cutting changes no embedding (the text tower is causal, what follows the
     end of a caption is not looked at) and saves the tower the padding. It is done here, on the CPU, where looking at
@@ -171,13 +194,18 @@ class Collate:
 
     def __call__(self, items: Sequence[Batch]) -> Batch:
         items = [item for item in items if item]
-        batch = {name: torch.stack([item[name] for item in items]) for name in items[0]} if items else {}
+        batch = {name: torch.cat([item[name] for item in items]) for name in items[0]} if items else {}
         if "caption_ids" in batch and not self.full_text:
             length = longest(batch["caption_ids"])
             batch |= {name: batch[name][:, :length].contiguous() for name in TEXT_FIELDS if name in batch}
         if "mlm_labels" in batch:
             batch["mlm_positions"] = batch["mlm_labels"].flatten().nonzero().squeeze(1)
         return batch if self.fields is None else {name: batch[name] for name in batch if name in self.fields}
+
+
+def _cycled(parts: Sequence[Tensor], size: int) -> Tensor:
+    """`size` of the parts, beginning again where there are fewer, stacked."""
+    return torch.stack([parts[number % len(parts)] for number in range(size)])
 
 
 def longest(caption_ids: Tensor) -> int:

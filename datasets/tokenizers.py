@@ -1,16 +1,17 @@
-"""CLIP's byte-pair tokenizer with a mask token, built from a hub name, a local folder or the merges file."""
+"""CLIP's byte-pair tokenizer with a mask token, and BERT's WordPiece; from a hub name, a local folder or a file."""
 
 import gzip
 import html
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, ClassVar, Protocol
 
 import ftfy
 import torch
-from tokenizers import AddedToken, Regex, Tokenizer, models, pre_tokenizers, trainers
+from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 from torch import Tensor
 
 from utils.errors import ConfigError
@@ -23,6 +24,18 @@ WORDS = r"(?i)'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # captions are encoded one by one, in forked workers
 
 
+class TextTokenizer(Protocol):
+    """Captions -> token ids, 0 = padding."""
+
+    kind: ClassVar[str]
+
+    @property
+    def vocab_size(self) -> int: ...
+
+    def encode(self, caption: str) -> Tensor:
+        """int64 (text_length,)."""
+
+
 @dataclass(frozen=True)
 class ClipTokenizer:
     """Captions -> token ids, as CLIP does it, with the last merge's entry given to the mask token.
@@ -32,6 +45,7 @@ class ClipTokenizer:
     word ("jekyll" in CLIP) falls into pieces, where the published code stops with a KeyError.
     """
 
+    kind: ClassVar[str] = "clip"
     merges: Sequence[tuple[str, str]]
     text_length: int
     vocab_size: int = field(init=False)
@@ -59,26 +73,58 @@ class ClipTokenizer:
         return ids
 
 
+@dataclass(frozen=True)
+class WordPieceTokenizer:
+    """Captions -> [CLS] and BERT's word pieces, without [SEP] (IVT model/backbones/tokenization_bert.py)."""
+
+    kind: ClassVar[str] = "wordpiece"
+    backend: Tokenizer = field(repr=False, compare=False)
+    text_length: int
+
+    @property
+    def vocab_size(self) -> int:
+        size: int = self.backend.get_vocab_size()
+        return size
+
+    def encode(self, caption: str) -> Tensor:
+        """int64 (text_length,): [CLS], tokens, zeros. A longer caption is cut, where the published code has no limit."""
+        pieces = self.backend.encode(caption, add_special_tokens=False).ids
+        tokens = [self.backend.token_to_id("[CLS]"), *pieces][: self.text_length]
+        ids = torch.zeros(self.text_length, dtype=torch.int64)
+        ids[: len(tokens)] = torch.tensor(tokens)
+        return ids
+
+
 def clean(caption: str) -> str:
     """CLIP's text clean-up: mend encodings, resolve HTML entities twice, single spaces, lower case."""
     text = html.unescape(html.unescape(ftfy.fix_text(caption)))
     return " ".join(text.split()).lower()
 
 
-def build_tokenizer(name_or_path: str, text_length: int) -> ClipTokenizer:
-    """The tokenizer of a Hugging Face hub name, a folder of a Hugging Face tokenizer, or CLIP's merges file.
+def build_tokenizer(name_or_path: str, text_length: int) -> TextTokenizer:
+    """The tokenizer of a Hugging Face hub name, a folder of a Hugging Face tokenizer, CLIP's merges or BERT's vocabulary.
 
     Args:
-        name_or_path: for instance `openai/clip-vit-base-patch16`, `data/tokenizer`, or a path to
-            `bpe_simple_vocab_16e6.txt.gz`.
+        name_or_path: for instance `openai/clip-vit-base-patch16`, `google-bert/bert-base-uncased`, `data/tokenizer`, or
+            a path to `bpe_simple_vocab_16e6.txt.gz` or to BERT's `vocab.txt`.
         text_length: tokens of an encoded caption, start and end included.
 
     Raises:
-        ConfigError: nothing of this name here, or it is no byte-pair tokenizer of CLIP's kind.
+        ConfigError: nothing of this name here, or it is of neither kind.
     """
     path = Path(name_or_path)
-    merges = _merges_of_file(path) if path.is_file() else _merges_of_hugging_face(name_or_path)
-    return ClipTokenizer(merges, text_length)
+    if path.is_file():
+        lines = _lines(path)
+        return (
+            WordPieceTokenizer(_word_pieces(lines), text_length)
+            if "[CLS]" in lines
+            else ClipTokenizer(_merges_of_file(path, lines), text_length)
+        )
+    backend = _hugging_face(name_or_path)
+    model = json.loads(backend.to_str())["model"]
+    if model["type"] == "WordPiece" and model["vocab"].get("[PAD]") == 0 and "[CLS]" in model["vocab"]:
+        return WordPieceTokenizer(backend, text_length)
+    return ClipTokenizer(_merges(model, name_or_path), text_length)
 
 
 def train_tokenizer(captions: Iterable[str], folder: Path, *, vocab_size: int = 1024) -> None:
@@ -120,13 +166,25 @@ def _vocabulary(merges: Sequence[tuple[str, str]]) -> dict[str, int]:
     return {token: number for number, token in enumerate(tokens)}
 
 
-def _merges_of_file(path: Path) -> list[tuple[str, str]]:
+def _lines(path: Path) -> list[str]:
     try:
         with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else open(path, encoding="utf-8") as file:
-            lines = file.read().split("\n")[1 : CLIP_MERGES + 1]
+            return file.read().split("\n")
     except (OSError, EOFError, UnicodeDecodeError) as error:
         raise ConfigError(f"data.tokenizer: {path} is not a readable merges file ({error})") from None
-    merges = [tuple(line.split()) for line in lines if line.strip()]
+
+
+def _word_pieces(lines: list[str]) -> Tokenizer:
+    """BERT's uncased tokenizer with the vocabulary of these lines."""
+    vocab = {token: number for number, token in enumerate(line for line in lines if line)}
+    tokenizer = Tokenizer(models.WordPiece(vocab, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    return tokenizer
+
+
+def _merges_of_file(path: Path, lines: list[str]) -> list[tuple[str, str]]:
+    merges = [tuple(line.split()) for line in lines[1 : CLIP_MERGES + 1] if line.strip()]
     if not merges or any(len(pair) != 2 for pair in merges):
         raise ConfigError(f"data.tokenizer: {path} is not a file of byte-pair merges (two symbols on each line)")
     if len(merges) < CLIP_MERGES:
@@ -134,11 +192,12 @@ def _merges_of_file(path: Path) -> list[tuple[str, str]]:
     return merges  # type: ignore[return-value]
 
 
-def _merges_of_hugging_face(name_or_path: str) -> list[tuple[str, str]]:
+def _hugging_face(name_or_path: str) -> Tokenizer:
     from transformers import AutoTokenizer  # slow to import, and only needed here
 
     try:
-        backend = AutoTokenizer.from_pretrained(name_or_path).backend_tokenizer
+        backend: Tokenizer = AutoTokenizer.from_pretrained(name_or_path).backend_tokenizer
+        return backend
     except Exception as error:  # the tokenizers library raises bare ones, for damaged files also TypeError and such
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ConfigError(
@@ -146,7 +205,9 @@ def _merges_of_hugging_face(name_or_path: str) -> list[tuple[str, str]]:
             "a hub name such as openai/clip-vit-base-patch16 (needs a network or the hub's cache), "
             "a local folder of a Hugging Face tokenizer, or the path of CLIP's bpe_simple_vocab_16e6.txt.gz"
         ) from None
-    model = json.loads(backend.to_str())["model"]
+
+
+def _merges(model: Mapping[str, Any], name_or_path: str) -> list[tuple[str, str]]:
     merges = [tuple(pair.split(" ") if isinstance(pair, str) else pair) for pair in model.get("merges", [])]
     built = _vocabulary(merges)
     if not merges or any(model["vocab"].get(token) != number for token, number in built.items()):

@@ -63,6 +63,15 @@ HUGGING_FACE_RULES: Rules = (
     (r"^text_model\.", "encoder.text.trunk."),
     (r"^text_projection\.", "encoder.text.projection."),
 )
+# IVT's encoder (IVT spec 9). The rest of its files has no place here and is reported as not used: `temp`, `bottleneck_img`
+# and `classifier_img`, which its code never reads, and pre-training's `encoder_fusion` and `itm`.
+IVT_RULES: Rules = (
+    (r"^encoder_vl\.type_embed$", "encoder.type_embed"),
+    (r"^encoder_vl\.embeddings\.", "encoder.words."),
+    (r"^encoder_vl\.(blocks\.\d+)\.mlp_vis\.", r"encoder.trunk.\1.mlp."),
+    (r"^encoder_vl\.(blocks\.\d+)\.mlp_txt\.", r"encoder.trunk.\1.text_mlp."),
+    (r"^encoder_vl\.", "encoder.trunk."),
+)
 # No weights of the towers: OpenAI's constants and causal mask, Hugging Face's counters of positions, the temperature.
 NO_WEIGHTS = re.compile(
     r"^(logit_scale|logit_bias|input_resolution|context_length|vocab_size)$|(^|\.)(attn_mask|position_ids)$"
@@ -74,6 +83,7 @@ MARKS: tuple[tuple[str, str], ...] = (
     ("irra", r"^base_model\.visual\.class_embedding$"),
     ("openai", r"^visual\.class_embedding$"),
     ("huggingface", r"^vision_model\."),
+    ("ivt", r"^encoder_vl\."),
 )
 FORMATS: Registry[Callable[[Mapping[str, Tensor]], dict[str, Tensor]]] = Registry("checkpoint format")
 
@@ -122,6 +132,12 @@ def huggingface(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         if all(part in converted for part in parts):
             converted[query.replace(".q_proj.", ".qkv.")] = torch.cat([converted.pop(part) for part in parts])
     return converted
+
+
+@FORMATS.register("ivt")
+def ivt(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """IVT's checkpoints, of its pre-training and of its fine-tuning."""
+    return _convert(state, IVT_RULES)
 
 
 def _projections_turned(converted: dict[str, Tensor]) -> dict[str, Tensor]:

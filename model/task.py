@@ -26,6 +26,9 @@ class RetrievalTask(nn.Module):
 
     def __init__(self, encoder: Encoder, objectives: dict[str, Objective]) -> None:
         super().__init__()
+        for name, objective in objectives.items():
+            if objective.reads_tokens and encoder.drops_tokens:
+                raise ConfigError(f"losses.{name}: needs all tokens; model.mask_ratio=0 keeps them")
         self.encoder = encoder
         self.objectives = nn.ModuleDict(objectives)
         asked = [objective.captions_from for objective in objectives.values() if objective.captions_from]

@@ -1,5 +1,6 @@
 """The training loop: epochs of steps, evaluation, logs and checkpoints, read from top to bottom."""
 
+import functools
 import time
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -31,7 +32,7 @@ class Trainer:
 
     Args:
         task: on `device` already.
-        optimizer: over the task's parameters; groups carry `lr_mult`.
+        optimizer: over the task's parameters; groups carry `base_lr`.
         train: training batches.
         evaluation: split name -> loaders; `test`, and `val` where the data set has one.
         config: of the run.
@@ -78,12 +79,14 @@ class Trainer:
         return self.history
 
     def _train_epoch(self, epoch: int) -> dict[str, Any]:
-        config, total_steps = self.config.train, len(self.train)
-        lr = lr_at(epoch, self.config.solver.lr, epochs=config.epochs, **asdict(self.config.solver.schedule))
-        set_lr(self.optimizer, lr)
+        config, batches = self.config.train, self.train.epoch(epoch)
+        total_steps = len(self.train)
+        rate = functools.partial(lr_at, epoch, epochs=config.epochs, **asdict(self.config.solver.schedule))
+        set_lr(self.optimizer, rate)
+        lr = rate(self.config.solver.lr)
         self.task.train()
         meters, watch, pairs, start = Meters(), StepWatch(self.train.pairs), 0, time.perf_counter()
-        bar = tqdm(self.train.epoch(epoch), desc=f"epoch {epoch}/{config.epochs}", leave=False, disable=None)
+        bar = tqdm(batches, desc=f"epoch {epoch}/{config.epochs}", leave=False, disable=None)
         for number, batch in enumerate(bar, start=1):
             self.step += 1
             index = batch.pop("index")

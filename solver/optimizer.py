@@ -1,7 +1,7 @@
 """Regex rules -> few parameter groups -> an optimizer."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch.nn import Parameter
@@ -22,7 +22,7 @@ def parameter_settings(name: str, rules: Sequence[Rule], weight_decay: float) ->
 
 
 def build_optimizer(config: SolverConfig, named_parameters: Iterable[tuple[str, Parameter]]) -> Optimizer:
-    """Adam, AdamW or SGD over one parameter group per distinct setting, each with its `lr_mult`.
+    """Adam, AdamW or SGD over one parameter group per distinct setting, each with its `base_lr`.
 
     The groups' `lr` is to be set before each epoch (`set_lr`). The update is fused: one pass over all parameters.
 
@@ -35,7 +35,7 @@ def build_optimizer(config: SolverConfig, named_parameters: Iterable[tuple[str, 
     for name, parameter in named:
         groups.setdefault(parameter_settings(name, config.rules, config.weight_decay), []).append(parameter)
     settings = [
-        {"params": parameters, "lr": config.lr * lr_mult, "lr_mult": lr_mult, "weight_decay": weight_decay}
+        {"params": parameters, "lr": 0.0, "base_lr": config.lr * lr_mult, "weight_decay": weight_decay}
         for (lr_mult, weight_decay), parameters in groups.items()
     ]
     try:
@@ -47,10 +47,10 @@ def build_optimizer(config: SolverConfig, named_parameters: Iterable[tuple[str, 
         raise ConfigError(f"solver: {error}") from None
 
 
-def set_lr(optimizer: Optimizer, lr: float) -> None:
-    """Give every group `lr` times its multiplier."""
+def set_lr(optimizer: Optimizer, rate: Callable[[float], float]) -> None:
+    """Give every group the scheduled `rate` of its own base rate (solver.lr times its rules' multiplier)."""
     for group in optimizer.param_groups:
-        group["lr"] = lr * group["lr_mult"]
+        group["lr"] = rate(group["base_lr"])
 
 
 def _check_rules(rules: Sequence[Rule]) -> None:

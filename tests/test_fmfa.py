@@ -22,7 +22,7 @@ from model.objectives.fine_grained import (
     efa_loss,
     sparse_aggregate,
     sparse_weights,
-    until_last_token,
+    caption_mask,
 )
 from model.objectives.matching import asdm_loss, sdm_loss
 from model.task import build_task, resolve
@@ -309,8 +309,8 @@ def test_masked_columns_are_as_if_they_were_not_there(variant) -> None:
 
 def test_padding_is_what_follows_the_last_token() -> None:
     ids = torch.tensor([[98, 5, 0, 7, 99, 0], [98, 99, 0, 0, 0, 0], [0] * 6, [98, 1, 2, 3, 4, 99]])  # 0 may be a word
-    assert until_last_token(ids).sum(dim=1).tolist() == [5, 2, 1, 6]
-    assert until_last_token(ids)[:, 0].all()
+    assert caption_mask(ids).sum(dim=1).tolist() == [5, 2, 1, 6]
+    assert caption_mask(ids)[:, 0].all()
 
 
 @each_variant
@@ -318,7 +318,7 @@ def test_rows_without_preference_and_empty_captions_are_finite(variant) -> None:
     text, patches = (part.float() for part in random_tokens(0, length=4))
     text[1] = text[1, :1]  # all tokens alike
     patches[1] = patches[1, :1]  # nothing to prefer
-    mask = until_last_token(torch.tensor([[9, 1, 2, 8], [9, 8, 0, 0], [9, 1, 8, 0], [0, 0, 0, 0]]))
+    mask = caption_mask(torch.tensor([[9, 1, 2, 8], [9, 8, 0, 0], [9, 1, 8, 0], [0, 0, 0, 0]]))
     no_direction = text.clone(), patches.clone()
     no_direction[0][0, 1] = no_direction[1][2] = 0
     for tokens, largest in [((text, patches), 1e3), (no_direction, math.inf)]:

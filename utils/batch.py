@@ -21,6 +21,13 @@ FIELDS: Mapping[str, str] = {
 }
 
 
+def caption_mask(caption_ids: Tensor) -> Tensor:
+    """bool (B, L): the columns of ids (B, L) up to the last that is no padding, the first one in any case."""
+    mask = caption_ids.flip(1).cumsum(dim=1).flip(1) > 0
+    mask[:, 0] = True
+    return mask
+
+
 def to_device(batch: Batch, device: torch.device) -> Batch:
     """The batch on `device`; copies from pinned memory do not block."""
     return {name: value.to(device, non_blocking=True) for name, value in batch.items()}

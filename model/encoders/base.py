@@ -1,7 +1,7 @@
 """What every encoder offers to the task and the evaluator."""
 
 from abc import ABC, abstractmethod
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 from torch import Tensor, nn
 
@@ -26,6 +26,8 @@ class Encoder(nn.Module, ABC):
     vocab_size: int
     logit_scale: float
     notes: tuple[str, ...] = ()  # what a log should say about how it was built
+    tokenizers: ClassVar[tuple[str, ...]] = ("clip",)  # the kinds of token ids that it understands
+    drops_tokens: bool = False  # its tokens are not all there in training
 
     @abstractmethod
     def encode_image(self, images: Tensor) -> Encoded:
@@ -34,6 +36,11 @@ class Encoder(nn.Module, ABC):
     @abstractmethod
     def encode_text(self, caption_ids: Tensor) -> Encoded:
         """int64 (B, L) -> embeddings (B, D) and tokens (B, L, D)."""
+
+    def compile_towers(self) -> None:
+        """torch.compile what takes the time."""
+        for tower in self.children():
+            tower.compile()
 
     def resize(self, name: str, value: Tensor) -> Tensor | None:
         """A checkpoint's position grid made for another image size, resized to this encoder's; None: no such tensor.

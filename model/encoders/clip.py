@@ -13,6 +13,7 @@ from model.encoders.towers import (
     build_vit,
     load_vit,
     resize_position_grid,
+    set_patch_grid,
 )
 from utils.errors import ConfigError
 
@@ -77,23 +78,14 @@ class ImageTower(nn.Module):
     def __init__(self, image_size: tuple[int, int], embed_dim: int, options: ImageOptions) -> None:
         super().__init__()
         trunk = build_vit(options, img_size=tuple(image_size), num_classes=embed_dim)
-        patch = trunk.patch_embed.patch_size
-        stride = patch[0] if options.stride is None else options.stride
-        if not 0 < stride <= min(patch) or min(image_size[0] - patch[0], image_size[1] - patch[1]) < 0:
-            raise ConfigError(
-                f"model.image.stride: {stride} and patches of {patch[0]}x{patch[1]} do not fit images of {image_size}"
-            )
-        rows, columns = (1 + (size - edge) // stride for size, edge in zip(image_size, patch, strict=True))
-        trunk.patch_embed.proj.stride = (stride, stride)
-        trunk.patch_embed.grid_size, trunk.patch_embed.num_patches = (rows, columns), rows * columns
-        width, prefix = trunk.embed_dim, trunk.num_prefix_tokens
-        trunk.pos_embed = nn.Parameter(torch.empty(1, prefix + rows * columns, width).normal_(std=0.02))
+        set_patch_grid(trunk, image_size, options.stride)
+        width = trunk.embed_dim
         nn.init.normal_(trunk.head.weight, std=width**-0.5)  # CLIP's; timm's own schemes may begin with zeros
-        self.notes = load_vit(trunk, options, embed_dim) if options.pretrained else ()
+        self.notes = load_vit(trunk, options) if options.pretrained else ()
         self.projection = nn.Linear(width, embed_dim, bias=False)  # CLIP has no bias where timm's head has one
         self.projection.weight = trunk.head.weight
         trunk.reset_classifier(0)
-        self.trunk, self.has_class_token = trunk, prefix == 1
+        self.trunk, self.has_class_token = trunk, trunk.num_prefix_tokens == 1
 
     def forward(self, images: Tensor) -> Tensor:
         tokens = self.trunk.forward_features(images)

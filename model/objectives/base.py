@@ -50,6 +50,7 @@ class Objective(nn.Module):
 
     inputs: ClassVar[frozenset[str]] = frozenset()  # batch fields beyond images, captions and pids
     text_fields: ClassVar[frozenset[str]] = frozenset()  # batch fields of token ids that the text tower must encode
+    reads_tokens: ClassVar[bool] = False  # needs the tokens of both towers, all of them
     autocast: ClassVar[bool] = False  # runs in the precision of the encoder; losses themselves are fp32
     full_text: bool = False  # wants text of all columns, not only up to the longest caption
     captions_from: str | None = None  # the batch field that *every* loss shall read its captions from

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from model.objectives.base import OBJECTIVES, Facts, Objective, Reduction, Step, reduce
+from utils.batch import caption_mask
 from utils.errors import ConfigError
 
 Variant = Literal["code", "paper"]
@@ -175,6 +176,8 @@ class ExplicitFineGrained(Objective):
             and therefore the text tower runs on all columns.
     """
 
+    reads_tokens = True
+
     def __init__(
         self,
         facts: Facts,
@@ -203,12 +206,5 @@ class ExplicitFineGrained(Objective):
 
     def forward(self, step: Step) -> tuple[Tensor, dict[str, Tensor]]:
         patches = step.image_tokens[:, 1:].float()
-        mask = until_last_token(step.caption_ids) if self.mask_padding else None
+        mask = caption_mask(step.caption_ids) if self.mask_padding else None
         return efa_loss(step.text_tokens.float(), patches, text_mask=mask, **self.options), {}
-
-
-def until_last_token(caption_ids: Tensor) -> Tensor:
-    """bool (B, L): the columns up to the last id that is not padding (0), the first one in any case."""
-    mask = caption_ids.flip(1).cumsum(dim=1).flip(1) > 0
-    mask[:, 0] = True
-    return mask

@@ -38,6 +38,7 @@ class MaskedLanguage(Objective):
 
     inputs = frozenset({"mlm_labels", "mlm_positions"})
     text_fields = frozenset({"mlm_ids"})
+    reads_tokens = True
     autocast = True
     full_text = True  # the blocks attend to padding, too: the prediction depends on how much of it there is
 

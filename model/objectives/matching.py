@@ -13,6 +13,7 @@ from utils.errors import ConfigError
 
 Gap = Literal["cosine", "prob"]
 Positive = Literal["first", "pair", "best"]
+TargetNorm = Literal["l2", "sum"]
 
 
 def sdm_loss(
@@ -92,20 +93,30 @@ def itc_loss(image: Tensor, text: Tensor, *, logit_scale: float, reduction: Redu
     return reduce((i2t + t2i) / 2, reduction)
 
 
-def cmpm_loss(image: Tensor, text: Tensor, pids: Tensor, *, eps: float = 1e-8, reduction: Reduction = "mean") -> Tensor:
+def cmpm_loss(
+    image: Tensor,
+    text: Tensor,
+    pids: Tensor,
+    *,
+    target_norm: TargetNorm = "l2",
+    eps: float = 1e-8,
+    reduction: Reduction = "mean",
+) -> Tensor:
     r"""Cross-modal projection matching (Zhang & Lu, ECCV 2018; IRRA model/objectives.py:compute_cmpm).
 
     Like SDM, but the logits are scalar projections onto the other modality's unit vectors (no temperature) and the
-    target row is divided by its L2 norm, as in the original code, so it is no distribution (quirk Q7).
+    target row is divided by its L2 norm, as in the original code, so it is no distribution (quirk Q7) and the loss may
+    be negative; `target_norm` "sum" makes it one.
 
     Args:
         image, text: (B, D), not normalised.
         pids: int64 (B,).
+        target_norm: what a target row is divided by.
         eps: added to the target inside the logarithm.
         reduction: "mean" -> scalar, "none" -> (B,), both directions of each pair added.
     """
     same = _same_identity(pids, image.dtype)
-    target = same / same.norm(dim=1, keepdim=True)
+    target = same / (same.norm(dim=1, keepdim=True) if target_norm == "l2" else same.sum(dim=1, keepdim=True))
     i2t = _divergence(image @ F.normalize(text).T, target, eps)
     t2i = _divergence(text @ F.normalize(image).T, target, eps)
     return reduce(i2t + t2i, reduction)
@@ -196,9 +207,9 @@ class ITC(Objective):
 class CMPM(Objective):
     """See `cmpm_loss`."""
 
-    def __init__(self, facts: Facts, *, weight: float = 1.0, eps: float = 1e-8) -> None:
+    def __init__(self, facts: Facts, *, weight: float = 1.0, target_norm: TargetNorm = "l2", eps: float = 1e-8) -> None:
         super().__init__(weight=weight)
-        self.eps = eps
+        self.target_norm, self.eps = target_norm, eps
 
     def forward(self, step: Step) -> tuple[Tensor, dict[str, Tensor]]:
-        return cmpm_loss(step.image, step.text, step.pids, eps=self.eps), {}
+        return cmpm_loss(step.image, step.text, step.pids, target_norm=self.target_norm, eps=self.eps), {}

@@ -1,0 +1,139 @@
+"""IVT's encoder: one vision transformer for images and captions, with an MLP for each kind in every block."""
+
+import copy
+from dataclasses import replace
+from typing import Any
+
+import torch
+from timm.models.vision_transformer import Block
+from torch import Tensor, nn
+
+from model.encoders.base import ENCODERS, Encoded, Encoder
+from model.encoders.towers import ImageOptions, build_vit, grid_of, load_vit, resize_position_grid, set_patch_grid
+from model.encoders.words import WordOptions, build_words, load_text_mlps
+from utils.batch import caption_mask
+from utils.errors import ConfigError
+
+IMAGE = ImageOptions(arch="vit_base_patch16_224.orig_in21k_ft_in1k", stride=12)
+
+
+class SharedBlock(Block):
+    """timm's block with a second MLP: attention and norms are shared, `mlp` is for images, `text_mlp` for captions."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.text_mlp = copy.deepcopy(self.mlp)
+
+    def forward(self, tokens: Tensor, attn_mask: Tensor | None = None, *, text: bool = False) -> Tensor:
+        mlp = self.text_mlp if text else self.mlp
+        tokens = tokens + self.drop_path1(self.ls1(self.attn(self.norm1(tokens), attn_mask=attn_mask)))
+        return tokens + self.drop_path2(self.ls2(mlp(self.norm2(tokens))))
+
+
+@ENCODERS.register("ivt")
+class IVTEncoder(Encoder):
+    """Shu et al., ECCV Workshops 2022 (IVT model/backbones/vit_vl.py:UVT_Bert_IMG_TXT_MASK; spec 1 and 2).
+
+    Both embeddings are the first token behind the last norm: the class token, and the caption's first token. There
+    is no projection, so `embed_dim` is the transformer's width. In training, bidirectional mask modelling leaves a
+    random number of tokens out before the first block, 0 to floor(mask_ratio * tokens), never the first one.
+
+    Args:
+        image_size: height and width in pixels.
+        text_length: most columns that `encode_text` is given.
+        pretrained: False leaves pretrained weights out, whatever the options say.
+        temperature: of losses that have one; IVT's own (cmpm) has none.
+        mask_ratio: largest part of the tokens that a step leaves out; 0: none.
+        mask_per_sample: draw the positions for each image and caption; by default a batch shares them, as in the code.
+        drop_path: stochastic depth of the last block, in proportion of the others (0 in the first).
+        image: the vision transformer, and the image's embeddings.
+        text: the captions' embeddings, and what their MLPs start from.
+    """
+
+    tokenizers = ("wordpiece", "clip")
+
+    def __init__(
+        self,
+        image_size: tuple[int, int],
+        text_length: int,
+        pretrained: bool,
+        *,
+        temperature: float = 0.02,
+        mask_ratio: float = 0.2,
+        mask_per_sample: bool = False,
+        drop_path: float = 0.1,
+        image: ImageOptions = IMAGE,
+        text: WordOptions = WordOptions(),
+    ) -> None:
+        super().__init__()
+        if not 0 <= mask_ratio < 1:
+            raise ConfigError(f"model.mask_ratio: must be at least 0 and below 1, is {mask_ratio}")
+        if not 0 <= drop_path < 1:
+            raise ConfigError(f"model.drop_path: must be at least 0 and below 1, is {drop_path}")
+        if temperature <= 0:
+            raise ConfigError(f"model.temperature: must be above 0, is {temperature}")
+        if not pretrained:
+            image, text = replace(image, pretrained=False), replace(text, pretrained=False)
+        facts = {"num_classes": 0, "block_fn": SharedBlock, "drop_path_rate": drop_path}
+        self.trunk = build_vit(image, img_size=tuple(image_size), **facts)
+        if self.trunk.num_prefix_tokens != 1:
+            raise ConfigError(f"model.image.arch: {image.arch} has no class token, which IVT's embeddings are")
+        set_patch_grid(self.trunk, image_size, image.stride)
+        self.type_embed = nn.Parameter(nn.init.trunc_normal_(torch.empty_like(self.trunk.pos_embed), std=0.02))
+        self.words = build_words(self.trunk.embed_dim, text_length, text)
+        self.notes = load_vit(self.trunk, image) if image.pretrained else ()
+        if text.pretrained:
+            load_text_mlps(self.words, self.trunk.blocks, text)
+        self.image_size, self.embed_dim, self.logit_scale = image_size, self.trunk.embed_dim, 1 / temperature
+        self.vocab_size = self.words.word_embeddings.num_embeddings
+        self.mask_ratio, self.mask_per_sample, self.drops_tokens = mask_ratio, mask_per_sample, mask_ratio > 0
+
+    def encode_image(self, images: Tensor) -> Encoded:
+        patches = self.trunk.patch_embed(images)
+        tokens = torch.cat([self.trunk.cls_token.expand(len(patches), -1, -1), patches], dim=1)
+        return self._encode(tokens + self.trunk.pos_embed + self.type_embed)
+
+    def encode_text(self, caption_ids: Tensor) -> Encoded:
+        return self._encode(self.words(input_ids=caption_ids), caption_mask(caption_ids), text=True)
+
+    def _encode(self, tokens: Tensor, mask: Tensor | None = None, *, text: bool = False) -> Encoded:
+        if self.training and self.mask_ratio:
+            tokens, mask = keep_tokens(tokens, mask, self._draw_kept(*tokens.shape[:2]))
+        return self.run_blocks(tokens, mask, text=text)
+
+    def run_blocks(self, tokens: Tensor, mask: Tensor | None, *, text: bool) -> Encoded:
+        """Embedded tokens (B, T, D), and which of them are no padding (B, T), through all blocks and the last norm."""
+        keys = None if mask is None else mask[:, None, None]  # for all heads and queries
+        for block in self.trunk.blocks:
+            tokens = block(tokens, keys, text=text)
+        tokens = self.trunk.norm(tokens)
+        return Encoded(tokens[:, 0], tokens)
+
+    def _draw_kept(self, batch: int, num_tokens: int) -> Tensor:
+        """Positions that stay, the first token's first: int64 (1, T'), or (B, T') with `mask_per_sample`."""
+        most = int(self.mask_ratio * num_tokens)
+        dropped = int(torch.randint(most + 1, ()))  # drawn on the CPU, so that no GPU has to wait
+        rows = batch if self.mask_per_sample else 1
+        kept = 1 + torch.rand(rows, num_tokens - 1).argsort(dim=1)[:, dropped:]
+        return torch.cat([kept.new_zeros(rows, 1), kept], dim=1)
+
+    def compile_towers(self) -> None:
+        for block in self.trunk.blocks:
+            block.compile()
+
+    def resize(self, name: str, value: Tensor) -> Tensor | None:
+        width = self.trunk.embed_dim
+        if name not in ("trunk.pos_embed", "type_embed") or value.ndim != 3 or value.shape[-1] != width:
+            return None
+        patch_embed = self.trunk.patch_embed
+        source = grid_of(value.shape[1] - 1, self.image_size, patch_embed.patch_size)
+        return resize_position_grid(value, patch_embed.grid_size, source=source)
+
+
+def keep_tokens(tokens: Tensor, mask: Tensor | None, kept: Tensor) -> tuple[Tensor, Tensor | None]:
+    """The tokens (B, T, D) and their mask (B, T) at the positions `kept`, int64 (1 or B, T'), in that order."""
+    kept = kept.to(tokens.device, non_blocking=True)
+    if len(kept) == 1:
+        return tokens[:, kept[0]], None if mask is None else mask[:, kept[0]]
+    rows = torch.arange(len(tokens), device=tokens.device)[:, None]
+    return tokens[rows, kept], None if mask is None else mask[rows, kept]
