@@ -9,7 +9,7 @@ from typing import Any
 from configs.schema import Config, load_config
 from datasets.annotations import Annotations, Record, load_annotations
 from datasets.loaders import build_eval_loaders, data_tokenizer
-from datasets.tokenizers import ClipTokenizer
+from datasets.tokenizers import TextTokenizer
 from model.convert import load_init, load_weights
 from model.task import RetrievalTask, build_task
 from processor.evaluator import Embeddings, embed, metrics_table
@@ -99,7 +99,7 @@ def rank(
     config: Config,
     task: RetrievalTask,
     annotations: Annotations,
-    tokenizer: ClipTokenizer,
+    tokenizer: TextTokenizer,
 ) -> dict[str, Ranking]:
     """Embed the chosen split of one data set and rank it; direction -> ranking. Writes the dump where one is asked."""
     records, device = annotations.split(arguments.split), default_device()

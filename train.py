@@ -6,6 +6,7 @@ from pathlib import Path
 
 from configs.schema import Config, load_config
 from datasets.annotations import ADAPTERS, load_annotations
+from datasets.levels import check_levels
 from datasets.loaders import build_eval_loaders, build_train_loader, data_tokenizer
 from datasets.transforms import build_transform
 from model.convert import load_init
@@ -42,6 +43,7 @@ def check(config: Config) -> None:
     """Raise `ConfigError` for what can be known to be wrong without data, weights or a GPU."""
     ADAPTERS.get(config.data.dataset, "data.dataset")
     build_transform(config.data, train=True)
+    check_levels(config.data.text_levels)
     if config.init.format is not None:
         FORMATS.get(config.init.format, "init.format")
     build_optimizer(config.solver, build_task(config, num_pids=2, pretrained=False).named_parameters())

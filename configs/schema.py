@@ -159,6 +159,11 @@ def _check_bounds(config: Config) -> None:
         if value is not None and value < bound:
             what = "must not be negative" if bound == 0 else f"must be at least {bound}"
             raise ConfigError(f"{path}: {what}, is {value}")
+    data = config.data
+    if data.sampler == "identity" and data.batch_size % data.num_instances:
+        raise ConfigError(
+            f"data.batch_size: {data.batch_size} pairs are no multiple of data.num_instances, {data.num_instances}"
+        )
     if min(config.data.image_std) <= 0:
         raise ConfigError(f"data.image_std: must be above 0, is {list(config.data.image_std)}")
     if config.init.format is not None and config.init.path is None:

@@ -9,6 +9,7 @@ from torch.utils.data import DataLoader
 
 from configs.schema import DataConfig
 from datasets.annotations import Annotations, Record
+from datasets.levels import check_levels
 from datasets.pairs import Collate, GalleryImages, Images, QueryCaptions, TrainPairs
 from datasets.samplers import IdentityBatches, RandomBatches
 from datasets.tokenizers import TextTokenizer, build_tokenizer
@@ -59,6 +60,7 @@ def build_train_loader(
         seed: of order, augmentation and masking.
         pin_memory: page-locked batches, for asynchronous copies to a GPU.
     """
+    check_levels(config.text_levels)
     transform = build_transform(config, train=True)
     pairs = TrainPairs(
         *(annotations.train, annotations.train_labels, transform, tokenizer, fields, seed),
@@ -114,7 +116,8 @@ def data_tokenizer(config: DataConfig, folder: Path, *, most: int, kinds: Collec
     tokenizer = build_tokenizer(config.tokenizer or str(folder / "tokenizer"), config.text_length)
     if tokenizer.kind not in kinds:
         raise ConfigError(
-            f"data.tokenizer: {config.tokenizer} is a {tokenizer.kind} tokenizer, this encoder reads {' or '.join(kinds)}"
+            f"data.tokenizer: {config.tokenizer} is a {tokenizer.kind} tokenizer, "
+            f"this encoder reads {' or '.join(kinds)}"
         )
     if tokenizer.vocab_size > most:
         raise ConfigError(

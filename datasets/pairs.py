@@ -10,7 +10,7 @@ from torch.utils.data import Dataset
 
 from datasets.annotations import Record
 from datasets.extras import random_mask
-from datasets.levels import check_levels, text_of_level
+from datasets.levels import text_of_level
 from datasets.tokenizers import ClipTokenizer, TextTokenizer
 from datasets.transforms import ImageTransform
 from utils.batch import Batch
@@ -85,7 +85,6 @@ class TrainPairs(Dataset[Batch]):
         if "mlm_ids" in fields and not isinstance(tokenizer, ClipTokenizer):
             raise ConfigError("losses.mlm: masks captions of CLIP's tokenizer, data.tokenizer is of another kind")
         self.views, self.text_levels, self.word_source = views, list(text_levels), word_source
-        check_levels(self.text_levels)
         self.pairs = [(record, caption) for record in records for caption in record.captions]
         self.labels, self.transform, self.tokenizer, self.fields, self.seed = labels, transform, tokenizer, fields, seed
         self.images = Images([record.image_path for record, _ in self.pairs], skip_bad=skip_bad_images)

@@ -45,12 +45,12 @@ class IdentityBatches(Sampler[list[int]]):
 
     Args:
         pids: of each pair in the training set.
-        batch_size: pairs in a batch.
+        batch_size: pairs in a batch, a multiple of num_instances.
         num_instances: of one identity.
         seed: with the epoch's number, decides the batches.
 
     Raises:
-        ConfigError: batch_size is no multiple of num_instances, or needs more identities than there are.
+        ConfigError: a batch needs more identities than there are.
     """
 
     def __init__(self, pids: Sequence[int], batch_size: int, num_instances: int, seed: int) -> None:
@@ -58,10 +58,6 @@ class IdentityBatches(Sampler[list[int]]):
         for pair, pid in enumerate(pids):
             self.pairs_of.setdefault(pid, []).append(pair)
         self.num_pids, self.num_instances, self.seed = batch_size // num_instances, num_instances, seed
-        if batch_size % num_instances:
-            raise ConfigError(
-                f"data.batch_size: {batch_size} pairs are no multiple of data.num_instances {num_instances}"
-            )
         if self.num_pids > len(self.pairs_of):
             raise ConfigError(
                 f"data.batch_size: {self.num_pids} identities with {num_instances} pairs each, "

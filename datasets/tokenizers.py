@@ -87,7 +87,7 @@ class WordPieceTokenizer:
         return size
 
     def encode(self, caption: str) -> Tensor:
-        """int64 (text_length,): [CLS], tokens, zeros. A longer caption is cut, where the published code has no limit."""
+        """int64 (text_length,): [CLS], tokens, zeros. A longer caption is cut; the published code has no limit."""
         pieces = self.backend.encode(caption, add_special_tokens=False).ids
         tokens = [self.backend.token_to_id("[CLS]"), *pieces][: self.text_length]
         ids = torch.zeros(self.text_length, dtype=torch.int64)
@@ -102,7 +102,7 @@ def clean(caption: str) -> str:
 
 
 def build_tokenizer(name_or_path: str, text_length: int) -> TextTokenizer:
-    """The tokenizer of a Hugging Face hub name, a folder of a Hugging Face tokenizer, CLIP's merges or BERT's vocabulary.
+    """The tokenizer of a hub name, of a folder of a Hugging Face tokenizer, of CLIP's merges or BERT's vocabulary.
 
     Args:
         name_or_path: for instance `openai/clip-vit-base-patch16`, `google-bert/bert-base-uncased`, `data/tokenizer`, or

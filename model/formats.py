@@ -63,8 +63,8 @@ HUGGING_FACE_RULES: Rules = (
     (r"^text_model\.", "encoder.text.trunk."),
     (r"^text_projection\.", "encoder.text.projection."),
 )
-# IVT's encoder (IVT spec 9). The rest of its files has no place here and is reported as not used: `temp`, `bottleneck_img`
-# and `classifier_img`, which its code never reads, and pre-training's `encoder_fusion` and `itm`.
+# IVT's encoder (IVT spec 9). The rest of its files has no place here and is reported as not used: `temp`,
+# `bottleneck_img` and `classifier_img`, which its code never reads, and pre-training's `encoder_fusion` and `itm`.
 IVT_RULES: Rules = (
     (r"^encoder_vl\.type_embed$", "encoder.type_embed"),
     (r"^encoder_vl\.embeddings\.", "encoder.words."),

@@ -1,6 +1,5 @@
 """The training loop: epochs of steps, evaluation, logs and checkpoints, read from top to bottom."""
 
-import functools
 import time
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -81,7 +80,11 @@ class Trainer:
     def _train_epoch(self, epoch: int) -> dict[str, Any]:
         config, batches = self.config.train, self.train.epoch(epoch)
         total_steps = len(self.train)
-        rate = functools.partial(lr_at, epoch, epochs=config.epochs, **asdict(self.config.solver.schedule))
+        schedule = asdict(self.config.solver.schedule)
+
+        def rate(base_lr: float) -> float:
+            return lr_at(epoch, base_lr, epochs=config.epochs, **schedule)
+
         set_lr(self.optimizer, rate)
         lr = rate(self.config.solver.lr)
         self.task.train()

@@ -34,6 +34,13 @@ TINY = [
     "train.precision=fp32",
     "train.log_every=2",
 ]
+# The same for IVT's configs: no projection, other towers.
+TINY_IVT = [
+    *(override for override in TINY if not override.startswith("model.")),
+    "model.image={arch: vit_base_patch16_224, stride: null, pretrained: false}",
+    "model.image.options={embed_dim: 64, depth: 1, num_heads: 1, patch_size: 16}",
+    "model.text={arch: bert, pretrained: false, options: {vocab_size: 1024}}",
+]
 
 
 @pytest.fixture(scope="session")

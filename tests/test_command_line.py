@@ -54,6 +54,12 @@ def test_print_config_is_complete_and_reads_back(monkeypatch, capsys, tmp_path: 
 
 TRAIN_MISTAKES = {
     "augmentation": (["data.image_aug=[flop]", "--print-config"], "error: data.image_aug: unknown 'flop'"),
+    "level": (["data.text_levels=[wrd]", "--print-config"], "data.text_levels: unknown 'wrd'; did you mean 'word'"),
+    "no level": (["data.text_levels=[]", "--print-config"], "data.text_levels: name at least one of word, phrase"),
+    "identities": (
+        ["data.sampler=identity", "data.batch_size=40"],
+        "error: data.batch_size: 10 identities with 4 pairs each, but there are 8 to train on",
+    ),
     "data set": (["data.dataset=cuhk", "--print-config"], "error: data.dataset: unknown data set 'cuhk'"),
     "no config": (["--config", "nowhere.yaml"], r"error: nowhere.yaml: no such config file"),
     "model option": (["model.image.options.depht=3", "--print-config"], "error: model.image.options: "),

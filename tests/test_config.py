@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from configs.schema import Config, load_config
 from model.task import build_task, resolve
-from tests.conftest import ROOT, TINY
+from tests.conftest import ROOT, TINY, TINY_IVT
 from utils.config import to_plain, to_yaml
 from utils.errors import ConfigError
 
@@ -25,7 +25,8 @@ def write(folder: Path, name: str, text: str) -> Path:
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_every_shipped_config_builds_at_tiny_size_and_reloads_equal(path: Path, tmp_path: Path) -> None:
-    config = resolve(load_config(path, [*TINY, *COMPLETE.get(path.stem, [])]))
+    tiny = TINY_IVT if load_config(path).model["name"] == "ivt" else TINY
+    config = resolve(load_config(path, [*tiny, *COMPLETE.get(path.stem, [])]))
     build_task(config, num_pids=3)
     saved = write(tmp_path, "config.yaml", to_yaml(config))
     assert resolve(load_config(saved)) == config
@@ -99,6 +100,11 @@ MISTAKES = {
     "init.pth=x": r"init\.pth: unknown key; did you mean 'path'",
     "data.val_ids=-1": r"data\.val_ids: must not be negative, is -1",
     "data.on_bad_image=skp": r"data\.on_bad_image: ",
+    "data.views=0": r"data\.views: must be at least 1, is 0",
+    "data.num_instances=0": r"data\.num_instances: must be at least 1, is 0",
+    "data={sampler: identity, batch_size: 10}": r"data\.batch_size: 10 pairs are no multiple of data\.num_instances, 4",
+    "data.sampler=identities": r"data\.sampler: .*identities",
+    "losses.cmpm.target_norm=l1": r"losses\.cmpm\.target_norm: .*l1",
     "data.image_std=[1, 0, 1]": r"data\.image_std: must be above 0",
     "data.image_mean=[1, 0]": r"data\.image_mean: ",
     "model.image.options.depht=2": r"model\.image\.options: .*depht",

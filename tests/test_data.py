@@ -157,7 +157,7 @@ def test_a_stand_in_brings_its_own_image_caption_and_label(root: Path) -> None:
     item = loader.pairs[0]
     record, caption = loader.pairs.pairs[int(item["index"])]
     assert item["pids"] == loader.pairs.labels[record.pid]
-    assert torch.equal(item["caption_ids"], loader.pairs.tokenizer.encode(caption))
+    assert torch.equal(item["caption_ids"], loader.pairs.tokenizer.encode(caption)[None])
 
 
 def test_skipping_gives_up_where_nothing_can_be_read(root: Path) -> None:

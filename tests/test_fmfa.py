@@ -22,7 +22,6 @@ from model.objectives.fine_grained import (
     efa_loss,
     sparse_aggregate,
     sparse_weights,
-    caption_mask,
 )
 from model.objectives.matching import asdm_loss, sdm_loss
 from model.task import build_task, resolve
@@ -32,6 +31,7 @@ from tests.test_irra_model import close, golden_batch, golden_task, gradients_ar
 from tests.test_losses import assert_gradient, cosine, divergence, dot, leaf, random_pairs, softmax
 from tests.test_task import tiny_batch, tiny_task
 from tools.benchmark_efa import dense_matches
+from utils.batch import caption_mask
 from utils.errors import ConfigError
 
 FMFA = ROOT / "configs/fmfa.yaml"

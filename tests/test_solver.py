@@ -1,15 +1,17 @@
 """Learning rates against the authors' schedules; rules -> few groups; every optimizer steps."""
 
 import math
+from dataclasses import asdict
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from configs.schema import Rule, SolverConfig
+from configs.schema import Rule, SolverConfig, load_config
 from solver.optimizer import build_optimizer, parameter_settings, set_lr
 from solver.schedule import lr_at
+from tests.conftest import GOLDEN, ROOT
 from utils.errors import ConfigError
 
 
@@ -26,6 +28,16 @@ def test_constant_warmup_is_the_authors(irra_golden: dict[str, np.ndarray]) -> N
     for epoch, row in enumerate(irra_golden["lr/cosine_constwarm_e60"], start=1):
         rate = lr_at(epoch, 1e-5, name="cosine", epochs=60, warmup_epochs=5, warmup="constant")
         np.testing.assert_allclose(rate, row[0], rtol=1e-9)
+
+
+def test_the_cosine_of_ivt_is_the_authors_for_both_groups() -> None:
+    golden = np.load(GOLDEN / "ivt_lr.npz")
+    options = {"name": "timm_cosine", "epochs": 120, "warmup_epochs": 5, "warmup_lr": 5e-5, "min_lr": 1e-5}
+    for name, base in (("lr_weight", 0.005), ("lr_bias", 0.01)):
+        rates = [lr_at(int(epoch), base, **options) for epoch in golden["epoch"]]
+        np.testing.assert_allclose(rates, golden[name], rtol=1e-9)
+    schedule = load_config(ROOT / "configs/ivt.yaml").solver.schedule
+    assert {**asdict(schedule), "epochs": 120}.items() >= options.items()
 
 
 def test_schedule_landmarks() -> None:
@@ -51,12 +63,12 @@ def test_equal_settings_share_a_group_and_all_of_them_step(name: str) -> None:
     config = SolverConfig(optimizer=name, lr=0.1, weight_decay=0.01, rules=[Rule("bias$", lr_mult=2, weight_decay=0)])  # type: ignore[arg-type]
     optimizer = build_optimizer(config, model.named_parameters())
     assert sorted(
-        (group["lr_mult"], group["weight_decay"], len(group["params"])) for group in optimizer.param_groups
+        (group["base_lr"], group["weight_decay"], len(group["params"])) for group in optimizer.param_groups
     ) == [
-        (1, 0.01, 5),
-        (2, 0, 5),
+        (0.1, 0.01, 5),
+        (0.2, 0, 5),
     ]
-    set_lr(optimizer, 0.05)
+    set_lr(optimizer, lambda base_lr: base_lr / 2)
     assert sorted(group["lr"] for group in optimizer.param_groups) == [0.05, 0.1]
     before = [parameter.clone() for parameter in model.parameters()]
     model(torch.ones(2, 4)).sum().backward()

@@ -91,7 +91,7 @@ class IVTEncoder(Encoder):
     def encode_image(self, images: Tensor) -> Encoded:
         patches = self.trunk.patch_embed(images)
         tokens = torch.cat([self.trunk.cls_token.expand(len(patches), -1, -1), patches], dim=1)
-        return self._encode(tokens + self.trunk.pos_embed + self.type_embed)
+        return self._encode(self.trunk.norm_pre(tokens + self.trunk.pos_embed + self.type_embed))
 
     def encode_text(self, caption_ids: Tensor) -> Encoded:
         return self._encode(self.words(input_ids=caption_ids), caption_mask(caption_ids), text=True)

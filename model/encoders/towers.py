@@ -134,7 +134,7 @@ def build_vit(options: ImageOptions, **facts: Any) -> VisionTransformer:
 
 
 def load_vit(trunk: VisionTransformer, options: ImageOptions) -> tuple[str, ...]:
-    """Put pretrained weights into `trunk`, its head included where it has one; returns what there is to say about it."""
+    """Put pretrained weights into `trunk`, and its head where it has one; returns what there is to say about it."""
     notes = []
     if isinstance(options.pretrained, str):
         state, source = state_dict_of(read_weights(options.pretrained), options.pretrained), options.pretrained
