@@ -24,7 +24,7 @@ class Record:
     image_id: int
     captions: tuple[str, ...]
     split: str
-    attributes: Mapping[str, str] | None = None  # phrases of the annotation, where its file has them
+    attributes: tuple[Mapping[str, str], ...] = ()  # named phrases of each caption, where the file has them
 
 
 @dataclass(frozen=True)
@@ -94,13 +94,23 @@ def load_annotations(dataset: str, root: str | Path, *, val_ids: int = 0) -> Ann
     source = ADAPTERS.get(dataset, "data.dataset")(Path(root))
     splits: dict[str, list[Record]] = {name: [] for name in SPLITS}
     for number in range(len(source.rows)):
-        record = read_record(source, number)
-        splits[record.split].append(replace(record, image_id=len(splits[record.split])))
+        _add(splits, read_record(source, number))
     for name in ("train", "test"):
         if not splits[name]:
             raise DataError(f"{source.file}: the annotations have no {name} images")
     annotations = Annotations(source.folder, splits["train"], splits["val"], splits["test"])
     return carve_val(annotations, val_ids) if val_ids and not annotations.val else annotations
+
+
+def _add(splits: dict[str, list[Record]], record: Record) -> None:
+    """Number a record in its split. With attributes, there is a row for each caption: rows of an image are joined."""
+    records = splits[record.split]
+    last = records[-1] if records else record
+    if record.attributes and (last.image_path, last.pid) == (record.image_path, record.pid) and records:
+        captions, attributes = last.captions + record.captions, last.attributes + record.attributes
+        records[-1] = replace(last, captions=captions, attributes=attributes)
+    else:
+        records.append(replace(record, image_id=len(records)))
 
 
 def carve_val(annotations: Annotations, num_ids: int) -> Annotations:
@@ -187,8 +197,10 @@ def read_record(source: Source, number: int) -> Record:
     if missing:
         hint = " (this looks like the split-less caption_all.json; use reid_raw.json)" if "split" in missing else ""
         raise DataError(f"{where} has no {', '.join(missing)}{hint}")
-    split, pid, name, captions, attributes = *(row[n] for n in ("split", "id", path_field, "captions")), row.get("att")
-    captions = [captions] if isinstance(captions, str) else captions
+    split, pid, name, captions = row["split"], row["id"], row[path_field], row["captions"]
+    attributes = row.get("att")
+    if isinstance(captions, str) and attributes is not None:
+        captions = [captions]  # IVT's edition has a row for each caption
     if not isinstance(name, str) or not name:
         raise DataError(f"{where}: {path_field} must be the path of an image below imgs/, is {name!r}")
     where += f" ({name})"
@@ -206,4 +218,5 @@ def read_record(source: Source, number: int) -> Record:
     if windows.anchor or ".." in windows.parts:
         raise DataError(f"{where}: {path_field} points outside the data set")
     split = split if split in ("train", "test") else "val"
-    return Record(str(source.folder / "imgs" / name), pid, 0, tuple(captions), split, attributes)
+    phrases = () if attributes is None else (attributes,) * len(captions)
+    return Record(str(source.folder / "imgs" / name), pid, 0, tuple(captions), split, phrases)

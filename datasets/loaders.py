@@ -61,6 +61,11 @@ def build_train_loader(
         pin_memory: page-locked batches, for asynchronous copies to a GPU.
     """
     check_levels(config.text_levels)
+    if config.word_source == "attributes" and not any(record.attributes for record in annotations.train):
+        raise ConfigError(
+            f"data.word_source: attributes, but no annotation of {annotations.folder} has any; IVT's "
+            "cuhk_pedes_att.json has, in place of reid_raw.json"
+        )
     transform = build_transform(config, train=True)
     pairs = TrainPairs(
         *(annotations.train, annotations.train_labels, transform, tokenizer, fields, seed),

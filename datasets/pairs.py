@@ -117,7 +117,9 @@ class TrainPairs(Dataset[Batch]):
     def _texts(self, record: Record, caption: str, rng: np.random.Generator) -> list[str]:
         if self.text_levels == ["sentence"]:
             return [caption]
-        attributes = (record.attributes or {}) if self.word_source == "attributes" else None
+        attributes = None
+        if self.word_source == "attributes":
+            attributes = dict(zip(record.captions, record.attributes, strict=False)).get(caption, {})
         return [text_of_level(caption, level, rng, attributes) for level in self.text_levels]
 
     def _read(self, index: int) -> tuple[int, Image.Image]:

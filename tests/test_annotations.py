@@ -85,7 +85,7 @@ def test_missing_folders_files_and_data_sets_are_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"CUHK-PEDES: no such data set folder.*data\.root"):
         load_annotations("cuhk_pedes", tmp_path)
     (tmp_path / "CUHK-PEDES").mkdir()
-    with pytest.raises(DataError, match=r"reid_raw\.json: no such annotation file"):
+    with pytest.raises(DataError, match=r"reid_raw\.json or cuhk_pedes_att\.json: no such annotation file"):
         load_annotations("cuhk_pedes", tmp_path)
     with pytest.raises(ConfigError, match=r"data\.dataset: unknown data set 'cuhk_peds'; did you mean 'cuhk_pedes'"):
         load_annotations("cuhk_peds", tmp_path)

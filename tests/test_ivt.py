@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import BertConfig, BertModel
 
+import train as train_program
 from configs.schema import load_config
 from model.convert import LoadReport, load_converted, load_weights
 from model.encoders import Encoder
@@ -20,6 +21,7 @@ from model.objectives.matching import cmpm_loss
 from model.task import RetrievalTask, build_encoder, build_task, resolve
 from tests.conftest import GOLDEN, ROOT, TINY_IVT
 from tests.test_irra_model import close
+from tests.test_transfer import evaluate
 from utils.batch import Batch
 from utils.errors import CheckpointError, ConfigError
 
@@ -387,3 +389,36 @@ def test_the_full_size_encoder_has_the_authors_number_of_parameters() -> None:
     assert {block.mlp is not block.text_mlp for block in task.encoder.trunk.blocks} == {True}
     assert task.encoder.words.LayerNorm.eps == 1e-12 and task.encoder.trunk.norm.eps == 1e-6
     assert task.encoder.words.dropout.p == 0.1
+
+
+# --- with the rest of the framework ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        [],
+        ["data.views=1", "data.text_levels=[sentence]"],
+        ["model.mask_ratio=0"],
+        ["losses.cmpm=null", "losses.sdm={}"],
+        ["losses.cmpm.target_norm=sum", "losses.id={}"],
+        ["data.sampler=random", "model.mask_per_sample=true"],
+        ["losses.cmpm=null", "losses.mlm={depth: 1}", "model.mask_ratio=0"],
+    ],
+    ids=lambda overrides: " ".join(overrides),
+)
+def test_ivt_trains_and_is_tested_like_any_other(overrides: list[str], root: Path, tmp_path: Path) -> None:
+    config = resolve(load_config(CONFIG, [*TINY_IVT, f"data.root={root}", *overrides]))
+    run = train_program.train(config, tmp_path / "run")
+    record = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
+    assert np.isfinite(record["loss"]) and set(record["test"]) == {"R1", "R5", "R10", "mAP", "mINP"}
+    rows = evaluate("--run", run, "--on", "synthetic", "--i2t")
+    assert rows["t2i synthetic"] == record["test"]
+
+
+def test_the_log_counts_pairs_and_not_views(root: Path, tmp_path: Path) -> None:
+    config = resolve(load_config(CONFIG, [*TINY_IVT, f"data.root={root}"]))
+    loader_pairs = 8 * 2 * 2
+    run = train_program.train(config, tmp_path / "run")
+    record = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
+    assert record["samples_per_second"] * record["seconds"] == pytest.approx(loader_pairs, abs=8)

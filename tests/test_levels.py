@@ -9,14 +9,14 @@ import pytest
 import torch
 
 from configs.schema import DataConfig
-from datasets.annotations import Record, load_annotations
+from datasets.annotations import load_annotations
 from datasets.levels import LEVELS, attribute_words, clause_candidates, phrase_candidates, text_of_level
 from datasets.loaders import build_train_loader, data_tokenizer
 from datasets.samplers import IdentityBatches
 from datasets.transforms import build_transform
 from tests.conftest import GOLDEN
 from utils.batch import FIELDS
-from utils.errors import DataError
+from utils.errors import ConfigError, DataError
 
 CAPTIONS = json.loads((GOLDEN / "ivt_text.json").read_text())["captions"]
 
@@ -65,7 +65,7 @@ def level_loader(root: Path, *, fields=("images", "caption_ids", "pids", "index"
     config = DataConfig(
         root=str(root), image_size=(64, 32), image_aug=["flip", "pad_crop"], batch_size=4, workers=0, **options
     )
-    annotations = load_annotations("synthetic", root)
+    annotations = load_annotations(config.dataset, root)
     tokenizer = data_tokenizer(config, annotations.folder, most=10**6)
     return build_train_loader(
         config, annotations, tokenizer, fields=set(fields), full_text=True, seed=1, pin_memory=False
@@ -109,26 +109,32 @@ def test_levels_are_drawn_from_seed_epoch_and_index_alone(root: Path) -> None:
 
 def test_attributes_are_read_and_used(root: Path, tmp_path: Path) -> None:
     source = json.loads((root / "SyntheticPEDES/reid_raw.json").read_text())
-    (tmp_path / "CUHK-PEDES").mkdir()
-    (tmp_path / "CUHK-PEDES/imgs").symlink_to(root / "SyntheticPEDES/imgs")
+    folder = tmp_path / "CUHK-PEDES"
+    folder.mkdir()
+    for name in ("imgs", "tokenizer"):
+        (folder / name).symlink_to(root / "SyntheticPEDES" / name)
     rows = [
-        {**row, "captions": caption, "att": {"shirt": "zebra"}} for row in source for caption in row["captions"]
-    ]  # as the authors' file has it: one annotation for each caption
-    (tmp_path / "CUHK-PEDES/cuhk_pedes_att.json").write_text(json.dumps(rows))
+        {**row, "captions": caption, "att": {"shirt": f"zebra {number}"}}
+        for row in source
+        for number, caption in enumerate(row["captions"])
+    ]  # as the authors' file has it: one row for each caption
+    (folder / "cuhk_pedes_att.json").write_text(json.dumps(rows))
     annotations = load_annotations("cuhk_pedes", tmp_path)
-    assert annotations.train[0].captions == (rows[0]["captions"],) and annotations.train[0].attributes == {
-        "shirt": "zebra"
-    }
-    assert len(annotations.train) == sum(row["split"] == "train" for row in rows)
+    plain = load_annotations("synthetic", root)
+    assert [record.captions for record in annotations.test] == [record.captions for record in plain.test]
+    assert [record.image_id for record in annotations.train] == [record.image_id for record in plain.train]
+    assert annotations.train[0].attributes == ({"shirt": "zebra 0"}, {"shirt": "zebra 1"})
+    options = {"text_levels": ["word"], "word_source": "attributes"}
+    loader = level_loader(tmp_path, dataset="cuhk_pedes", **options)
+    for place in (0, 1):
+        expected = loader.pairs.tokenizer.encode(f"zebra {place}")
+        assert torch.equal(loader.pairs[place]["caption_ids"][0], expected)
+    with pytest.raises(ConfigError, match=r"data\.word_source: attributes, but no annotation of .* has any"):
+        level_loader(root, **options)
     rows[3]["att"] = {"shirt": 3}
-    (tmp_path / "CUHK-PEDES/cuhk_pedes_att.json").write_text(json.dumps(rows))
+    (folder / "cuhk_pedes_att.json").write_text(json.dumps(rows))
     with pytest.raises(DataError, match=r"annotation 3 .*: att must be a mapping of names to phrases"):
         load_annotations("cuhk_pedes", tmp_path)
-    loader = level_loader(root, text_levels=["word"], word_source="attributes")
-    record, caption = loader.pairs.pairs[0]
-    zebra = Record(record.image_path, record.pid, 0, record.captions, "train", {"shirt": "zebra"})
-    loader.pairs.pairs[0] = (zebra, caption)
-    assert torch.equal(loader.pairs[0]["caption_ids"][0], loader.pairs.tokenizer.encode("zebra"))
 
 
 # --- people and their pairs -----------------------------------------------------------------------------------------

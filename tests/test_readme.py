@@ -62,4 +62,5 @@ def test_the_options_of_the_variants_page_are_accepted() -> None:
     quoted = re.findall(r"`([^`\n]*=[^`\n]*)`", (ROOT / "docs/variants.md").read_text())
     assert len(quoted) > 20
     for overrides in quoted:
-        resolve(load_config(ROOT / "configs/fmfa.yaml", overrides.split()))
+        ivt = "model.mask" in overrides
+        resolve(load_config(ROOT / f"configs/{'ivt' if ivt else 'fmfa'}.yaml", overrides.split()))

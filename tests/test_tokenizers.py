@@ -9,6 +9,8 @@ import open_clip
 import pytest
 import torch
 
+from configs.schema import DataConfig
+from datasets.loaders import data_tokenizer
 from datasets.tokenizers import ClipTokenizer, build_tokenizer, train_tokenizer
 from tests.conftest import GOLDEN
 from utils.errors import ConfigError
@@ -122,3 +124,51 @@ def test_a_merges_file_cut_short_is_refused(packed: bool, part: float, tmp_path:
     path.write_bytes(content[: int(len(content) * part)])
     with pytest.raises(ConfigError, match=r"merges\.txt.*(not a readable merges file|merges where CLIP's has 48894)"):
         build_tokenizer(str(path), 77)
+
+
+# --- WordPiece ------------------------------------------------------------------------------------------------------
+
+PIECES = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "man", "in", "grey", "##ish", "shirt", ",", ".", "-"]
+CAPTION = "A man, in GREYISH t-shirt."
+EXPECTED = [2, 5, 6, 11, 7, 8, 9, 1, 13, 10, 12]  # [CLS], no [SEP]; "t" is unknown
+
+
+def bert_vocabulary(folder: Path) -> Path:
+    folder.mkdir(exist_ok=True)
+    (folder / "vocab.txt").write_text("\n".join(PIECES) + "\n")
+    (folder / "config.json").write_text(json.dumps({"model_type": "bert"}))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "BertTokenizer"}))
+    return folder
+
+
+@pytest.mark.parametrize("source", ["folder", "file"])
+def test_word_pieces_begin_with_cls_and_end_without_sep(source: str, tmp_path: Path) -> None:
+    folder = bert_vocabulary(tmp_path / "bert")
+    tokenizer = build_tokenizer(str(folder if source == "folder" else folder / "vocab.txt"), 14)
+    assert (tokenizer.kind, tokenizer.vocab_size) == ("wordpiece", len(PIECES))
+    assert tokenizer.encode(CAPTION).tolist() == [*EXPECTED, 0, 0, 0]
+    assert tokenizer.encode("").tolist() == [2] + [0] * 13
+    short = build_tokenizer(str(folder if source == "folder" else folder / "vocab.txt"), 4)
+    assert short.encode(CAPTION).tolist() == EXPECTED[:4]
+    assert pickle.loads(pickle.dumps(short)).encode(CAPTION).tolist() == EXPECTED[:4]  # workers may be spawned
+
+
+def test_word_pieces_are_those_of_transformers(tmp_path: Path) -> None:
+    from transformers import BertTokenizer
+
+    folder = bert_vocabulary(tmp_path / "bert")
+    theirs = BertTokenizer.from_pretrained(folder)
+    ours = build_tokenizer(str(folder / "vocab.txt"), 40)
+    for caption in (CAPTION, "  gr\u00e9y   SHIRT\n", "greyish-grey", "in,in.in"):
+        ids = theirs(caption)["input_ids"][:-1]
+        assert ours.encode(caption).tolist() == ids + [0] * (40 - len(ids))
+
+
+def test_an_encoder_is_not_given_tokens_that_it_does_not_understand(tmp_path: Path) -> None:
+    folder = bert_vocabulary(tmp_path / "bert")
+    config = DataConfig(tokenizer=str(folder))
+    assert data_tokenizer(config, tmp_path, most=100, kinds=("wordpiece", "clip")).kind == "wordpiece"
+    with pytest.raises(ConfigError, match=r"data\.tokenizer: .* is a wordpiece tokenizer, this encoder reads clip"):
+        data_tokenizer(config, tmp_path, most=100, kinds=("clip",))
+    with pytest.raises(ConfigError, match=r"data\.tokenizer: has 14 tokens, but the text tower has 13"):
+        data_tokenizer(config, tmp_path, most=13, kinds=("wordpiece",))
