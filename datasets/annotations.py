@@ -105,12 +105,12 @@ def load_annotations(dataset: str, root: str | Path, *, val_ids: int = 0) -> Ann
 def _add(splits: dict[str, list[Record]], record: Record) -> None:
     """Number a record in its split. With attributes, there is a row for each caption: rows of an image are joined."""
     records = splits[record.split]
-    last = records[-1] if records else record
-    if record.attributes and (last.image_path, last.pid) == (record.image_path, record.pid) and records:
+    last = records[-1] if records and record.attributes else None
+    if last is None or (last.image_path, last.pid) != (record.image_path, record.pid):
+        records.append(replace(record, image_id=len(records)))
+    else:
         captions, attributes = last.captions + record.captions, last.attributes + record.attributes
         records[-1] = replace(last, captions=captions, attributes=attributes)
-    else:
-        records.append(replace(record, image_id=len(records)))
 
 
 def carve_val(annotations: Annotations, num_ids: int) -> Annotations:

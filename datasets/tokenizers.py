@@ -116,7 +116,7 @@ def build_tokenizer(name_or_path: str, text_length: int) -> TextTokenizer:
     if path.is_file():
         lines = _lines(path)
         return (
-            WordPieceTokenizer(_word_pieces(lines), text_length)
+            WordPieceTokenizer(_word_pieces(path, lines), text_length)
             if "[CLS]" in lines
             else ClipTokenizer(_merges_of_file(path, lines), text_length)
         )
@@ -174,9 +174,13 @@ def _lines(path: Path) -> list[str]:
         raise ConfigError(f"data.tokenizer: {path} is not a readable merges file ({error})") from None
 
 
-def _word_pieces(lines: list[str]) -> Tokenizer:
+def _word_pieces(path: Path, lines: list[str]) -> Tokenizer:
     """BERT's uncased tokenizer with the vocabulary of these lines."""
     vocab = {token: number for number, token in enumerate(line for line in lines if line)}
+    if vocab.get("[PAD]") != 0 or "[UNK]" not in vocab:
+        raise ConfigError(
+            f"data.tokenizer: {path} is no vocabulary of BERT's ([PAD] must be its first line, [UNK] in it)"
+        )
     tokenizer = Tokenizer(models.WordPiece(vocab, unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()

@@ -172,3 +172,10 @@ def test_an_encoder_is_not_given_tokens_that_it_does_not_understand(tmp_path: Pa
         data_tokenizer(config, tmp_path, most=100, kinds=("clip",))
     with pytest.raises(ConfigError, match=r"data\.tokenizer: has 14 tokens, but the text tower has 13"):
         data_tokenizer(config, tmp_path, most=13, kinds=("wordpiece",))
+
+
+@pytest.mark.parametrize("lines", [["[CLS]", "[PAD]", "[UNK]"], ["[PAD]", "[CLS]", "a"]])
+def test_a_vocabulary_without_padding_first_or_unknown_words_is_refused(lines: list[str], tmp_path: Path) -> None:
+    (tmp_path / "vocab.txt").write_text("\n".join(lines))
+    with pytest.raises(ConfigError, match=r"data\.tokenizer: .*vocab\.txt is no vocabulary of BERT's"):
+        build_tokenizer(str(tmp_path / "vocab.txt"), 10)
