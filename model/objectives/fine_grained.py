@@ -32,7 +32,7 @@ def sparse_weights(text_tokens: Tensor, patches: Tensor, *, sigma: float = 1.0) 
         (B, L, N); rows sum to 1, or are 0 where a token likes all patches alike.
     """
     scores = text_tokens @ patches.transpose(1, 2)
-    low, high = scores.aminmax(dim=2, keepdim=True)
+    low, high = scores.amin(dim=2, keepdim=True), scores.amax(dim=2, keepdim=True)
     scaled = (scores - low) / (high - low).clamp(min=EPS)
     kept = torch.where(scaled > sigma / patches.shape[1], scaled, 0)
     return kept / kept.sum(dim=2, keepdim=True).clamp(min=EPS)
