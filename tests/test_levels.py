@@ -29,6 +29,10 @@ def test_candidates_are_the_authors(entry: dict) -> None:
     assert clause_candidates(caption) == entry["icfg_word_candidates"] == entry["rstp_word_candidates"]
 
 
+def test_commas_around_the_other_clauses_go() -> None:
+    assert phrase_candidates(",the longest clause of all, short one,") == ["the longest clause of all", "short one"]
+
+
 def draws(caption: str, level: str, attributes=None, number: int = 400) -> Counter[str]:
     rng = np.random.default_rng(0)
     return Counter(text_of_level(caption, level, rng, attributes) for _ in range(number))
@@ -124,6 +128,9 @@ def test_attributes_are_read_and_used(root: Path, tmp_path: Path) -> None:
     assert [record.captions for record in annotations.test] == [record.captions for record in plain.test]
     assert [record.image_id for record in annotations.train] == [record.image_id for record in plain.train]
     assert annotations.train[0].attributes == ({"shirt": "zebra 0"}, {"shirt": "zebra 1"})
+    rows.append({**rows[-1], "id": rows[-1]["id"] + 1})  # the same image, but somebody else's
+    (folder / "cuhk_pedes_att.json").write_text(json.dumps(rows))
+    assert len(load_annotations("cuhk_pedes", tmp_path).test) == len(plain.test) + 1
     options = {"text_levels": ["word"], "word_source": "attributes"}
     loader = level_loader(tmp_path, dataset="cuhk_pedes", **options)
     for place in (0, 1):
@@ -159,6 +166,17 @@ def test_identity_batches_are_groups_of_a_few_people() -> None:
     assert len(seen) == 3
     sampler.set_epoch(1)
     assert str(list(sampler)) in seen
+
+
+def test_an_identity_with_few_pairs_is_drawn_with_replacement() -> None:
+    sampler = IdentityBatches([0, 0, 1, 1, 1, 1], batch_size=8, num_instances=4, seed=1)
+    counts = set()
+    for epoch in range(1, 30):
+        sampler.set_epoch(epoch)
+        ((*batch,),) = sampler
+        counts.add(sum(pair == 0 for pair in batch))
+        assert sum(pair < 2 for pair in batch) == 4
+    assert counts >= {1, 2, 3}
 
 
 def test_all_groups_are_used_until_too_few_people_are_left() -> None:

@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from model.task import build_encoder, resolve
 from processor.evaluator import METRICS, embed
 from processor.meters import Meters, StepWatch
 from processor.trainer import Trainer
+from solver.schedule import lr_at
 from tests.conftest import ROOT, TINY
 from utils.checkpoint import load_checkpoint
 from utils.errors import ConfigError, DataError, TrainingError
@@ -67,6 +69,15 @@ def test_the_losses_fall(finished: Path) -> None:
         assert lines[-1][name] < lines[0][name]
     assert lines[0]["lr"] == pytest.approx(5e-5) and lines[1]["lr"] == pytest.approx(5e-4)
     assert all(line["samples_per_second"] > 0 and line["peak_memory_gib"] > 0 for line in lines)
+
+
+def test_each_parameter_group_has_the_scheduled_rate_of_its_own_base(finished: Path) -> None:
+    config, last = load_config(finished / "config.yaml"), load_checkpoint(finished / "last.pt")
+    groups = last["optimizer"]["param_groups"]
+    assert {round(group["base_lr"] / 5e-4) for group in groups} == {1, 2, 5}
+    for group in groups:
+        expected = lr_at(6, group["base_lr"], epochs=6, **asdict(config.solver.schedule))
+        assert group["lr"] == pytest.approx(expected)
 
 
 def test_log_lines_have_the_fields_shape(finished: Path) -> None:
