@@ -19,6 +19,7 @@ from model.encoders.towers import resize_position_grid
 from model.formats import ivt, recognise
 from model.objectives.matching import cmpm_loss
 from model.task import RetrievalTask, build_encoder, build_task, resolve
+from solver.optimizer import parameter_settings
 from tests.conftest import GOLDEN, ROOT, TINY_IVT
 from tests.test_irra_model import close
 from tests.test_transfer import evaluate
@@ -389,6 +390,22 @@ def test_the_full_size_encoder_has_the_authors_number_of_parameters() -> None:
     assert {block.mlp is not block.text_mlp for block in task.encoder.trunk.blocks} == {True}
     assert task.encoder.words.LayerNorm.eps == 1e-12 and task.encoder.trunk.norm.eps == 1e-6
     assert task.encoder.words.dropout.p == 0.1
+
+
+def test_the_published_settings() -> None:
+    cuhk, icfg, rstp = (load_config(ROOT / "configs" / f"ivt{name}.yaml") for name in ("", "_icfg", "_rstpreid"))
+    assert [config.data.dataset for config in (cuhk, icfg, rstp)] == ["cuhk_pedes", "icfg_pedes", "rstpreid"]
+    assert [config.data.batch_size for config in (cuhk, icfg, rstp)] == [28, 28, 48]
+    assert [config.model["image"]["stride"] for config in (cuhk, icfg, rstp)] == [12, 12, 16]
+    for config in (cuhk, icfg, rstp):
+        data, solver = config.data, config.solver
+        assert (data.image_size, data.image_mean, data.image_std) == ((384, 128), (0.5,) * 3, (0.5,) * 3)
+        assert set(data.image_aug) == {"pad_crop", "flip", "erase_noise"} and data.train_resize == "bicubic"
+        assert (data.sampler, data.num_instances, data.views) == ("identity", 4, 3)
+        assert data.text_levels == ["word", "phrase", "sentence"] and list(config.losses) == ["cmpm"]
+        assert (solver.optimizer, solver.momentum, solver.lr, solver.weight_decay) == ("sgd", 0.9, 5e-3, 1e-4)
+        assert parameter_settings("a.bias", solver.rules, solver.weight_decay) == (2, 1e-4)
+        assert config.model["mask_ratio"] == 0.2 and config.model["drop_path"] == 0.1 and config.train.epochs == 120
 
 
 # --- with the rest of the framework ---------------------------------------------------------------------------------
