@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import BertConfig, BertModel
 
@@ -291,6 +292,17 @@ def test_every_weight_is_the_one_of_its_source(tmp_path: Path) -> None:
 def test_a_bert_that_does_not_fit_is_named(bert: dict[str, int], message: str, tmp_path: Path) -> None:
     _, _, options = sources(tmp_path, **bert)
     with pytest.raises(ConfigError, match=message):
+        build_encoder(load_config(CONFIG, options))
+
+
+def test_a_folder_that_is_no_bert_is_refused(tmp_path: Path) -> None:
+    _, _, options = sources(tmp_path)
+    file = tmp_path / "bert/model.safetensors"
+    state = load_file(file)
+    save_file(
+        {name: value for name, value in state.items() if "layer.1.output.dense" not in name}, file, {"format": "pt"}
+    )
+    with pytest.raises(ConfigError, match=r"model\.text\.arch: .*bert is no BERT: 2 of its tensors are missing"):
         build_encoder(load_config(CONFIG, options))
 
 

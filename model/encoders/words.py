@@ -51,11 +51,18 @@ def load_text_mlps(words: BertEmbeddings, blocks: Iterable[nn.Module], options: 
     BERT's attention and norms have no place: captions run through the vision transformer's.
     """
     try:
-        bert = BertModel.from_pretrained(options.arch, add_pooling_layer=False, **options.options)
+        bert, loaded = BertModel.from_pretrained(
+            options.arch, add_pooling_layer=False, output_loading_info=True, **options.options
+        )
     except OSError as error:
         raise no_weights("text", options.arch, error) from None
     except BAD_OPTIONS as error:
         raise ConfigError(f"model.text: {options.arch} cannot be loaded with these options: {reason(error)}") from None
+    if loaded["missing_keys"]:  # transformers lets them start fresh
+        raise ConfigError(
+            f"model.text.arch: {options.arch} is no BERT: {len(loaded['missing_keys'])} of its tensors are missing, "
+            f"for instance {min(loaded['missing_keys'])}"
+        )
     blocks = list(blocks)
     layers = bert.encoder.layer
     if len(layers) < len(blocks) or layers[0].intermediate.dense.weight.shape != blocks[0].text_mlp.fc1.weight.shape:  # type: ignore[union-attr]
