@@ -49,8 +49,6 @@ def text_of_level(
         Lower case, as the reference's texts are.
     """
     caption = caption.lower()
-    if level == "sentence":
-        return caption
     if level == "word" and attributes:
         return attribute_words(attributes, rng).lower() or caption
     if level == "word" and attributes is not None:

@@ -81,7 +81,7 @@ class IVTEncoder(Encoder):
         set_patch_grid(self.trunk, image_size, image.stride)
         self.type_embed = nn.Parameter(nn.init.trunc_normal_(torch.empty_like(self.trunk.pos_embed), std=0.02))
         self.words = build_words(self.trunk.embed_dim, text_length, text)
-        self.notes = load_vit(self.trunk, image) if image.pretrained else ()
+        self.notes = load_vit(self.trunk, image, own_part=".text_mlp.") if image.pretrained else ()
         if text.pretrained:
             load_text_mlps(self.words, self.trunk.blocks, text)
         self.image_size, self.embed_dim, self.logit_scale = image_size, self.trunk.embed_dim, 1 / temperature

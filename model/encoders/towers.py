@@ -1,6 +1,7 @@
 """CLIP's two towers, built by name: timm's vision transformers and transformers' CLIP text model, and their weights."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch.nn.functional as F
 from huggingface_hub.errors import StrictDataclassError
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
-from transformers import CLIPTextConfig, CLIPTextModelWithProjection
+from transformers import CLIPTextConfig, CLIPTextModelWithProjection, PretrainedConfig
 
 from configs.schema import CLIP_MEAN, CLIP_STD
 from utils.checkpoint import load_state, read_weights, state_dict_of
@@ -133,8 +134,12 @@ def build_vit(options: ImageOptions, **facts: Any) -> VisionTransformer:
     return model
 
 
-def load_vit(trunk: VisionTransformer, options: ImageOptions) -> tuple[str, ...]:
-    """Put pretrained weights into `trunk`, and its head where it has one; returns what there is to say about it."""
+def load_vit(trunk: VisionTransformer, options: ImageOptions, *, own_part: str | None = None) -> tuple[str, ...]:
+    """Put pretrained weights into `trunk`, and its head where it has one; returns what there is to say about it.
+
+    Args:
+        own_part: stands in the names of what a plain vision transformer does not have, and is left as it is.
+    """
     notes = []
     if isinstance(options.pretrained, str):
         state, source = state_dict_of(read_weights(options.pretrained), options.pretrained), options.pretrained
@@ -151,7 +156,8 @@ def load_vit(trunk: VisionTransformer, options: ImageOptions) -> tuple[str, ...]
         state |= {name: own[name] for name in ("head.weight", "head.bias")}
     else:
         state.setdefault("head.bias", own["head.bias"])  # not used: CLIP's projection has none
-    state |= {name: value for name, value in own.items() if ".text_mlp." in name}  # of no vision transformer
+    if own_part is not None:
+        state |= {name: value for name, value in own.items() if own_part in name}
     if "pos_embed" in state and state["pos_embed"].shape != trunk.pos_embed.shape:
         grid = trunk.patch_embed.grid_size
         try:
@@ -176,11 +182,17 @@ def _pretrained_vit(options: ImageOptions) -> VisionTransformer:
         raise no_weights("image", options.arch, error) from None
 
 
-def build_text_model(embed_dim: int, options: TextOptions) -> CLIPTextModelWithProjection:
-    known = CLIPTextConfig().to_dict()
-    for name in options.options:
+def known_options(config: PretrainedConfig, options: Mapping[str, Any]) -> dict[str, Any]:
+    """All options of a text model with their defaults; raises `ConfigError` for one that it does not have."""
+    known: dict[str, Any] = config.to_dict()
+    for name in options:
         if name not in known:
             raise ConfigError(f"model.text.options.{name}: unknown key; {did_you_mean(name, known)}")
+    return known
+
+
+def build_text_model(embed_dim: int, options: TextOptions) -> CLIPTextModelWithProjection:
+    known = known_options(CLIPTextConfig(), options.options)
     if options.pretrained:
         return _pretrained_text_model(options)
     if options.arch not in TEXT_ARCHS:

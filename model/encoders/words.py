@@ -9,7 +9,7 @@ from torch import nn
 from transformers import BertConfig, BertModel
 from transformers.models.bert.modeling_bert import BertEmbeddings
 
-from model.encoders.towers import BAD_OPTIONS, no_weights, reason
+from model.encoders.towers import BAD_OPTIONS, known_options, no_weights, reason
 from utils.errors import ConfigError
 from utils.registry import did_you_mean
 
@@ -37,7 +37,10 @@ def build_words(width: int, text_length: int, options: WordOptions) -> BertEmbed
             f"data.text_length: {text_length} tokens, but the embeddings have "
             f"{config.max_position_embeddings} positions (model.text)"
         )
-    words = BertEmbeddings(config)
+    try:
+        words = BertEmbeddings(config)
+    except BAD_OPTIONS as error:
+        raise ConfigError(f"model.text.options: transformers cannot build them: {reason(error)}") from None
     for embedding in (words.word_embeddings, words.position_embeddings, words.token_type_embeddings):
         nn.init.trunc_normal_(embedding.weight, std=0.02)
     with torch.no_grad():
@@ -77,10 +80,7 @@ def load_text_mlps(words: BertEmbeddings, blocks: Iterable[nn.Module], options: 
 
 
 def _config_of(width: int, options: WordOptions) -> BertConfig:
-    known = BertConfig().to_dict()
-    for name in options.options:
-        if name not in known:
-            raise ConfigError(f"model.text.options.{name}: unknown key; {did_you_mean(name, known)}")
+    known_options(BertConfig(), options.options)
     try:
         if options.arch in WORD_ARCHS and not options.pretrained:
             return BertConfig(**{"hidden_size": width, **options.options})
