@@ -110,6 +110,9 @@ def rank(
     rankings = {"t2i": embeddings.rank_images()}
     if rankings["t2i"].num_unmatched:
         LOGGER.warning("%d captions show nobody of the gallery; left out", rankings["t2i"].num_unmatched)
+    if task.encoder.embeddings:
+        parts = embeddings.parts(task.encoder.embeddings)
+        rankings |= {f"t2i {name} only": part.rank_images() for name, part in parts.items()}
     if arguments.i2t:
         rankings["i2t"] = embeddings.rank_captions()
     if arguments.dump:

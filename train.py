@@ -4,6 +4,8 @@ import argparse
 import time
 from pathlib import Path
 
+import numpy as np
+
 from configs.schema import Config, load_config
 from datasets.annotations import ADAPTERS, load_annotations
 from datasets.levels import check_levels
@@ -74,7 +76,7 @@ def train(config: Config, run: Path | None = None) -> Path:
         config.data,
         annotations,
         tokenizer,
-        fields=task.inputs | {"index"},
+        fields=task.inputs | {"index"} | ({"clean"} if config.data.noise_rate else set()),
         full_text=task.full_text,
         seed=config.train.seed,
         pin_memory=pin_memory,
@@ -96,6 +98,10 @@ def train(config: Config, run: Path | None = None) -> Path:
     LOGGER.info("%s\n%s", config.data.dataset, annotations.table())
     for note in (*annotations.notes(), *task.encoder.notes):
         LOGGER.info("%s", note)
+    if (noise := loader.pairs.noise) is not None:
+        np.save(run / "noise.npy", noise)
+        moved = int((noise != np.arange(len(noise))).sum())
+        LOGGER.info("%d of %d training captions are another pair's, noise.npy says whose", moved, len(noise))
     if loaded:
         LOGGER.info("%s", loaded.table())
     Trainer(task, optimizer, loader, evaluation, config, run, device).fit()

@@ -29,6 +29,11 @@ class DataConfig:
     views: int = 1  # how often each image is drawn in a batch, each time with its own augmentation
     text_levels: list[str] = field(default_factory=lambda: ["sentence"])  # texts of each caption, of datasets/levels.py
     word_source: Literal["clause", "attributes"] = "clause"  # what the level `word` draws from
+    text_aug: float = 0.0  # part of the tokens of training captions that are masked, replaced or deleted (RDE: 0.2)
+    noise_rate: float = 0.0  # part of the training captions that are permuted among each other (noisy correspondence)
+    noise_seed: int = 1  # of the permutation; 1 gives the published ones
+    noise_file: str | None = None  # a .npy file with the permutation itself; noise_rate must say how much it moves
+    noise_drop: bool = False  # leave out the pairs that the permutation changed (what the literature calls CLIP-C)
     tokenizer: str | None = None  # hub name, tokenizer folder or merges file; null: the one in the data set's folder
     text_length: int = 77  # tokens of a caption, start and end of text included
     batch_size: int = 64  # pairs per step, over all processes
@@ -143,6 +148,9 @@ def _check_bounds(config: Config) -> None:
         "data.workers": (config.data.workers, 0),
         "data.val_ids": (config.data.val_ids, 0),
         "data.views": (config.data.views, 1),
+        "data.text_aug": (config.data.text_aug, 0),
+        "data.noise_rate": (config.data.noise_rate, 0),
+        "data.noise_seed": (config.data.noise_seed, 0),
         "data.num_instances": (config.data.num_instances, 1),
         "solver.lr": (config.solver.lr, 0),
         "solver.weight_decay": (config.solver.weight_decay, 0),
@@ -156,7 +164,7 @@ def _check_bounds(config: Config) -> None:
         "eval.batch_size": (config.eval.batch_size, 1),
     }
     for path, (value, bound) in least.items():
-        if value is not None and value < bound:
+        if value is not None and not value >= bound:  # not a number is below, too
             what = "must not be negative" if bound == 0 else f"must be at least {bound}"
             raise ConfigError(f"{path}: {what}, is {value}")
     data = config.data
@@ -164,9 +172,16 @@ def _check_bounds(config: Config) -> None:
         raise ConfigError(
             f"data.batch_size: {data.batch_size} pairs are no multiple of data.num_instances, {data.num_instances}"
         )
-    if min(config.data.image_std) <= 0:
-        raise ConfigError(f"data.image_std: must be above 0, is {list(config.data.image_std)}")
+    if data.text_aug > 1:
+        raise ConfigError(f"data.text_aug: is a part of the tokens, at most 1, is {data.text_aug}")
+    if data.noise_rate >= 1:
+        raise ConfigError(f"data.noise_rate: is a part of the captions, less than 1, is {data.noise_rate}")
+    if data.noise_file is not None and data.noise_rate == 0:
+        raise ConfigError("data.noise_file: needs data.noise_rate, the part of the captions that it moves")
+    if min(data.image_std) <= 0:
+        raise ConfigError(f"data.image_std: must be above 0, is {list(data.image_std)}")
     if config.init.format is not None and config.init.path is None:
         raise ConfigError("init.format: is the format of init.path, which is not set")
-    if config.train.seed >= 2**32:  # what NumPy's global generator takes
-        raise ConfigError(f"train.seed: must be less than 2**32, is {config.train.seed}")
+    for path, seed in {"train.seed": config.train.seed, "data.noise_seed": data.noise_seed}.items():
+        if seed >= 2**32:  # what NumPy's older generators take
+            raise ConfigError(f"{path}: must be less than 2**32, is {seed}")

@@ -106,7 +106,7 @@ def _add(splits: dict[str, list[Record]], record: Record) -> None:
     """Number a record in its split. With attributes, there is a row for each caption: rows of an image are joined."""
     records = splits[record.split]
     last = records[-1] if records and record.attributes else None
-    if last is None or (last.image_path, last.pid) != (record.image_path, record.pid):
+    if last is None or not last.attributes or (last.image_path, last.pid) != (record.image_path, record.pid):
         records.append(replace(record, image_id=len(records)))
     else:
         captions, attributes = last.captions + record.captions, last.attributes + record.attributes

@@ -1,28 +1,38 @@
 """Config + annotations + the fields a task asks for -> data loaders."""
 
 import os
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import NamedTuple
 
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Sampler
 
 from configs.schema import DataConfig
 from datasets.annotations import Annotations, Record
 from datasets.levels import check_levels
-from datasets.pairs import Collate, GalleryImages, Images, QueryCaptions, TrainPairs
+from datasets.noise import noise_index
+from datasets.pairs import Collate, GalleryImages, Images, QueryCaptions, TrainPairs, pairs_of
 from datasets.samplers import IdentityBatches, RandomBatches
 from datasets.tokenizers import TextTokenizer, build_tokenizer
 from datasets.transforms import build_transform
 from utils.batch import Batch
 from utils.errors import ConfigError
 
+OTHER_DRAWS = 2**31  # no epoch has a number as high
+
 
 class TrainLoader:
     """The training batches of one epoch after another; `pairs` tells what is behind a batch's `index`."""
 
-    def __init__(self, pairs: TrainPairs, batches: RandomBatches | IdentityBatches, loader: DataLoader[Batch]) -> None:
-        self.pairs, self.batches, self.loader = pairs, batches, loader
+    def __init__(
+        self,
+        pairs: TrainPairs,
+        batches: RandomBatches | IdentityBatches,
+        batch_size: int,
+        load: Callable[[Sampler[list[int]]], DataLoader[Batch]],
+    ) -> None:
+        self.pairs, self.batches, self.batch_size = pairs, batches, batch_size
+        self.load, self.loader = load, load(batches)
 
     def __len__(self) -> int:
         return len(self.batches)
@@ -32,6 +42,13 @@ class TrainLoader:
         self.batches.set_epoch(number)
         self.pairs.set_epoch(number)
         return self.loader
+
+    def every_pair(self, number: int) -> DataLoader[Batch]:
+        """Each pair once in random batches, whatever the sampler; all draws are others than those of epoch `number`."""
+        batches = RandomBatches(len(self.pairs), self.batch_size, self.pairs.seed)
+        batches.set_epoch(OTHER_DRAWS + number)
+        self.pairs.set_epoch(OTHER_DRAWS + number)
+        return self.load(batches)
 
 
 class EvalLoaders(NamedTuple):
@@ -72,19 +89,25 @@ def build_train_loader(
         views=config.views,
         text_levels=config.text_levels,
         word_source=config.word_source,
+        text_aug=config.text_aug,
+        noise=noise_index(config, len(pairs_of(annotations.train))),
+        noise_drop=config.noise_drop,
         skip_bad_images=config.on_bad_image == "skip",
     )
-    batches = build_batches(config, [record.pid for record, _ in pairs.pairs], seed)
+    batches = build_batches(config, [pair.record.pid for pair in pairs.pairs], seed)
     workers = num_workers(config)
-    loader = DataLoader(
-        pairs,
-        batch_sampler=batches,
-        num_workers=workers,
-        collate_fn=Collate(fields, full_text=full_text),
-        pin_memory=pin_memory,
-        persistent_workers=workers > 0,
-    )
-    return TrainLoader(pairs, batches, loader)
+
+    def load(batches: Sampler[list[int]]) -> DataLoader[Batch]:
+        return DataLoader(
+            pairs,
+            batch_sampler=batches,
+            num_workers=workers,
+            collate_fn=Collate(fields, full_text=full_text),
+            pin_memory=pin_memory,
+            persistent_workers=workers > 0,
+        )
+
+    return TrainLoader(pairs, batches, config.batch_size, load)
 
 
 def build_batches(config: DataConfig, pids: list[int], seed: int) -> RandomBatches | IdentityBatches:

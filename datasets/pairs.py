@@ -1,6 +1,7 @@
 """Torch data sets: training pairs, gallery images, query captions; and how their items become a batch."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -9,8 +10,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from datasets.annotations import Record
-from datasets.extras import random_mask
+from datasets.extras import augment_caption, random_mask
 from datasets.levels import text_of_level
+from datasets.noise import Index
 from datasets.tokenizers import ClipTokenizer, TextTokenizer
 from datasets.transforms import ImageTransform
 from utils.batch import Batch
@@ -45,6 +47,23 @@ class Images:
         return sorted({self.paths[number] for number in self._bad.nonzero().flatten().tolist()})
 
 
+class Pair(NamedTuple):
+    """What is trained on: an image with its identity, and a caption, which noise may have taken from another one."""
+
+    record: Record
+    caption: str
+    attributes: Mapping[str, str]  # those of the caption, where the data set has any
+
+
+def pairs_of(records: Sequence[Record]) -> list[Pair]:
+    """Every image with each of its captions, in annotation order."""
+    return [
+        Pair(record, caption, attributes)
+        for record in records
+        for caption, attributes in zip(record.captions, record.attributes or ({},) * len(record.captions), strict=True)
+    ]
+
+
 class TrainPairs(Dataset[Batch]):
     """Every (image, caption) pair of the training records, in annotation order.
 
@@ -62,6 +81,9 @@ class TrainPairs(Dataset[Batch]):
         text_levels: of datasets/levels.py, one text of the item for each; where there are fewer of these than views,
             or the other way round, the fewer ones come again.
         word_source: what the level `word` draws from.
+        text_aug: part of a caption's tokens that `augment_caption` changes.
+        noise: which pair's caption each pair has; None: its own.
+        noise_drop: leave out the pairs whose caption is not their own.
         skip_bad_images: put another pair, drawn at random, where an image cannot be read.
 
     Raises (when an item is loaded):
@@ -80,14 +102,31 @@ class TrainPairs(Dataset[Batch]):
         views: int = 1,
         text_levels: Sequence[str] = ("sentence",),
         word_source: str = "clause",
+        text_aug: float = 0.0,
+        noise: Index | None = None,
+        noise_drop: bool = False,
         skip_bad_images: bool = False,
     ) -> None:
         if "mlm_ids" in fields and not isinstance(tokenizer, ClipTokenizer):
             raise ConfigError("losses.mlm: masks captions of CLIP's tokenizer, data.tokenizer is of another kind")
+        if text_aug and not isinstance(tokenizer, ClipTokenizer):
+            raise ConfigError("data.text_aug: changes captions of CLIP's tokenizer, data.tokenizer is of another kind")
         self.views, self.text_levels, self.word_source = views, list(text_levels), word_source
-        self.pairs = [(record, caption) for record in records for caption in record.captions]
+        self.text_aug, self.noise = text_aug, noise
+        self.pairs = pairs_of(records)
+        self.clean = [True] * len(self.pairs)  # whether the caption is the pair's own
+        if noise is not None:
+            sources = [self.pairs[source] for source in noise]
+            self.clean = [source == place for place, source in enumerate(noise)]
+            self.pairs = [
+                Pair(pair.record, source.caption, source.attributes)
+                for pair, source in zip(self.pairs, sources, strict=True)
+            ]
+        if noise_drop:
+            self.pairs = [pair for pair, clean in zip(self.pairs, self.clean, strict=True) if clean]
+            self.clean = [True] * len(self.pairs)
         self.labels, self.transform, self.tokenizer, self.fields, self.seed = labels, transform, tokenizer, fields, seed
-        self.images = Images([record.image_path for record, _ in self.pairs], skip_bad=skip_bad_images)
+        self.images = Images([pair.record.image_path for pair in self.pairs], skip_bad=skip_bad_images)
         # Shared memory: workers that live on from the last epoch see the new number.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 
@@ -100,27 +139,32 @@ class TrainPairs(Dataset[Batch]):
     def __getitem__(self, index: int) -> Batch:
         entropy = np.random.SeedSequence([self.seed, int(self._epoch), index])
         index, image = self._read(index)
-        record, caption = self.pairs[index]
+        pair = self.pairs[index]
         size = max(self.views, len(self.text_levels))
-        item = {"index": torch.tensor([index]), "pids": torch.tensor([self.labels[record.pid]] * size)}
+        item = {
+            "index": torch.tensor([index]),
+            "pids": torch.tensor([self.labels[pair.record.pid]] * size),
+            "clean": torch.tensor([self.clean[index]] * size),
+        }
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(int(entropy.generate_state(1, np.uint64)[0]))  # not the GPUs', too
             views = [self.transform(image) for _ in range(self.views)]
         rng = np.random.default_rng(entropy)
-        texts = [self.tokenizer.encode(text) for text in self._texts(record, caption, rng)]
+        texts = [self.tokenizer.encode(text) for text in self._texts(pair, rng)]
+        mask_id = self.tokenizer.mask_id if isinstance(self.tokenizer, ClipTokenizer) else 0
+        if self.text_aug:
+            texts = [augment_caption(ids, mask_id, self.text_aug, rng) for ids in texts]
         item["images"], item["caption_ids"] = (_cycled(parts, size) for parts in (views, texts))
-        if isinstance(self.tokenizer, ClipTokenizer) and "mlm_ids" in self.fields:
-            masked = [random_mask(ids, self.tokenizer.mask_id, rng) for ids in item["caption_ids"]]
+        if "mlm_ids" in self.fields:
+            masked = [random_mask(ids, mask_id, rng) for ids in item["caption_ids"]]
             item["mlm_ids"], item["mlm_labels"] = (torch.stack(parts) for parts in zip(*masked, strict=True))
         return item
 
-    def _texts(self, record: Record, caption: str, rng: np.random.Generator) -> list[str]:
+    def _texts(self, pair: Pair, rng: np.random.Generator) -> list[str]:
         if self.text_levels == ["sentence"]:
-            return [caption]
-        attributes = None
-        if self.word_source == "attributes":
-            attributes = dict(zip(record.captions, record.attributes, strict=False)).get(caption, {})
-        return [text_of_level(caption, level, rng, attributes) for level in self.text_levels]
+            return [pair.caption]
+        attributes = pair.attributes if self.word_source == "attributes" else None
+        return [text_of_level(pair.caption, level, rng, attributes) for level in self.text_levels]
 
     def _read(self, index: int) -> tuple[int, Image.Image]:
         """The image of a pair, or of one that stands in for it; and which pair that is."""

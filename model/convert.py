@@ -13,6 +13,7 @@ from utils.checkpoint import read_weights, state_dict_of
 from utils.errors import CheckpointError
 from utils.logger import format_table
 
+EXTRA = "encoder.selection."  # behind the towers, which are whole without it
 CLASSIFIER = "objectives.id.classifier."  # its size is that of the data set it was trained on
 
 
@@ -113,8 +114,10 @@ def _resized(task: nn.Module, name: str, value: Tensor, source: str) -> Tensor |
 
 
 def _refuse_what_does_not_fit(report: LoadReport, misfits: list[tuple[str, str, str]]) -> None:
-    missing = [name for name in report.missing if name.startswith("encoder.")]
-    unexpected = [name for name in report.unexpected if name.startswith("encoder.")]
+    missing, unexpected = (
+        [name for name in names if name.startswith("encoder.") and not name.startswith(EXTRA)]
+        for names in (report.missing, report.unexpected)
+    )
     problems = [
         f"{len(names)} of the encoder's tensors {what}: {', '.join(names[:3])}{', ...' if len(names) > 3 else ''}"
         for what, names in (("are missing in it", missing), ("are in it, but not in this model", unexpected))

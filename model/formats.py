@@ -41,6 +41,19 @@ IRRA_RULES: Rules = (
     (r"^ln_post\.", "objectives.mlm.ln_post."),
     (r"^mlm_head\.", "objectives.mlm.mlm_head."),
 )
+# RDE's model (RDE spec 3.3): IRRA's, and the layers behind the selected tokens. What its code never uses (the visual
+# `linear` and both `mlp.bns.1`) has no place here and is reported as not used.
+RDE_RULES: Rules = (
+    (r"^visul_emb_layer\.fc\.", "encoder.selection.image.skip."),
+    (r"^visul_emb_layer\.mlp\.layers\.0\.", "encoder.selection.image.hidden."),
+    (r"^visul_emb_layer\.mlp\.layers\.1\.", "encoder.selection.image.out."),
+    (r"^visul_emb_layer\.mlp\.bns\.0\.", "encoder.selection.image.norm."),
+    (r"^texual_emb_layer\.linear\.", "encoder.selection.text.skip."),
+    (r"^texual_emb_layer\.mlp\.layers\.0\.", "encoder.selection.text.hidden."),
+    (r"^texual_emb_layer\.mlp\.layers\.1\.", "encoder.selection.text.out."),
+    (r"^texual_emb_layer\.mlp\.bns\.0\.", "encoder.selection.text.norm."),
+    *IRRA_RULES,
+)
 # Inside a timm block, whichever tower it stands in.
 BLOCK_RULES: Rules = (
     (r"((?:trunk\.blocks|cross_transformer)\.\d+)\.attn\.in_proj_", r"\1.attn.qkv."),
@@ -116,11 +129,16 @@ def openai(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 @FORMATS.register("ham")  # Jiang et al., CVPR 2025: IRRA's encoder, no heads
 @FORMATS.register("mllm4text")  # Tan et al., CVPR 2024: IRRA's encoder, no heads
 @FORMATS.register("fmfa")  # both of its definitions; the classifier of the second has a row per training caption
-@FORMATS.register("rde")  # IRRA's encoder; its token selection layers have no place here yet
 @FORMATS.register("irra")
 def irra(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """IRRA's names, which its descendants kept."""
     return _projections_turned(_convert(state, IRRA_RULES))
+
+
+@FORMATS.register("rde")
+def rde(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """IRRA's encoder without heads, and token selection."""
+    return _projections_turned(_convert(state, RDE_RULES))
 
 
 @FORMATS.register("huggingface")

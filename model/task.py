@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from configs.schema import Config
 from model.encoders import ENCODERS, Encoded, Encoder
-from model.objectives import OBJECTIVES, Facts, Objective, Step
+from model.objectives import OBJECTIVES, Facts, Objective, PartMean, Step, Values
 from utils.batch import Batch
 from utils.config import constructor_options, to_plain
 from utils.errors import ConfigError
@@ -37,13 +37,13 @@ class RetrievalTask(nn.Module):
         self.text_fields = [self.caption_field, *sorted(extra - {self.caption_field})]
         inputs = frozenset().union(*(objective.inputs for objective in objectives.values()))
         self.inputs: frozenset[str] = inputs | {"images", "pids", *self.text_fields}
-        self.full_text = any(objective.full_text for objective in objectives.values())
+        self.full_text = encoder.full_text or any(objective.full_text for objective in objectives.values())
 
-    def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(self, batch: Batch) -> tuple[Tensor, Values]:
         """The weighted sum of the losses, and what to log: each loss unweighted as `<name>_loss`, accuracies."""
         step = self.encode(batch)
         total = step.image.new_zeros(())
-        terms: dict[str, Tensor] = {}
+        terms: Values = {}
         for name, objective in self.named_objectives():
             device = step.image.device.type
             precision = objective.autocast and torch.is_autocast_enabled(device)
@@ -52,7 +52,8 @@ class RetrievalTask(nn.Module):
                 loss, values = objective(step)
             if trained:
                 total = total + objective.weight * loss
-            terms |= {f"{name}_loss": loss.detach(), **values}
+            terms[f"{name}_loss"] = loss.detach()
+            terms |= {f"{name}_{key}" if isinstance(value, PartMean) else key: value for key, value in values.items()}
         return total, terms
 
     def named_objectives(self) -> Iterator[tuple[str, Objective]]:
@@ -66,9 +67,9 @@ class RetrievalTask(nn.Module):
         text = self.encoder.encode_text(ids)
         size = len(batch["images"])
         texts = dict(zip(self.text_fields, text.tokens.split(size), strict=True))
+        images, captions = (image.embedding, *image.more), (text.embedding, *text.more)
         return Step(
-            image=image.embedding.float(),
-            text=text.embedding[:size].float(),
+            embeddings=tuple((a.float(), b[:size].float()) for a, b in zip(images, captions, strict=True)),
             pids=batch["pids"],
             logit_scale=self.encoder.logit_scale,
             image_tokens=image.tokens,
@@ -118,7 +119,9 @@ def build_task(config: Config, num_pids: int | None, *, pretrained: bool = True)
     encoder = build_encoder(config, pretrained=pretrained)
     if num_pids is None:
         return RetrievalTask(encoder, {})
-    facts = Facts(num_pids, encoder.embed_dim, encoder.vocab_size)
+    facts = Facts(
+        num_pids, encoder.embed_dim, encoder.vocab_size, noise_rate=config.data.noise_rate, dataset=config.data.dataset
+    )
     return RetrievalTask(
         encoder, {name: objective(facts, **options) for name, (objective, options) in _objectives(config).items()}
     )

@@ -1,6 +1,6 @@
 """Embed a split's gallery and queries once, then rank by cosine similarity, a few queries at a time."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -34,6 +34,16 @@ class Embeddings:
     gallery_pids: Tensor
     query_pids: Tensor
 
+    def parts(self, dimensions: Mapping[str, int]) -> dict[str, "Embeddings"]:
+        """Each of an encoder's several embeddings by itself; `dimensions` is its `Encoder.embeddings`."""
+        pieces = zip(
+            *(side.split(list(dimensions.values()), dim=1) for side in (self.gallery, self.query)), strict=True
+        )
+        return {
+            name: Embeddings(F.normalize(gallery), F.normalize(query), self.gallery_pids, self.query_pids)
+            for name, (gallery, query) in zip(dimensions, pieces, strict=True)
+        }
+
     def rank_images(self) -> Ranking:
         """Text-to-image: every caption ranks the images."""
         return _rank(self.query, self.gallery, self.query_pids, self.gallery_pids)
@@ -57,12 +67,12 @@ def embed(encoder: Encoder, loaders: EvalLoaders, device: torch.device, precisio
     try:
         with autocast(device, precision):
             images = [
-                (encoder.encode_image(batch["images"]).embedding.float(), batch["pids"])
+                (encoder.encode_image(batch["images"]).joint, batch["pids"])
                 for batch in _batches(loaders.gallery, "gallery", device)
                 if batch  # a whole batch of skipped images is empty
             ]
             captions = [
-                (encoder.encode_text(batch["caption_ids"]).embedding.float(), batch["pids"])
+                (encoder.encode_text(batch["caption_ids"]).joint, batch["pids"])
                 for batch in _batches(loaders.query, "queries", device)
             ]
     finally:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from datasets.pairs import TrainPairs
+from model.objectives import PartMean, Values
 from utils.errors import TrainingError
 
 
@@ -14,18 +15,20 @@ class Meters:
 
     def __init__(self) -> None:
         self.sums: dict[str, Tensor] = {}
-        self.count = 0
+        self.counts: dict[str, Tensor | int] = {}
 
-    def update(self, terms: dict[str, Tensor], pairs: int) -> None:
-        """`terms`: detached scalars, means over the `pairs` of one batch."""
+    def update(self, terms: Values, pairs: int) -> None:
+        """`terms`: detached scalars, means over the `pairs` of one batch or over a part of them."""
         for name, value in terms.items():
-            self.sums[name] = self.sums[name] + value.float() * pairs if name in self.sums else value.float() * pairs
-        self.count += pairs
+            total, count = value if isinstance(value, PartMean) else (value.float() * pairs, pairs)
+            self.sums[name] = self.sums[name] + total if name in self.sums else total
+            self.counts[name] = self.counts.get(name, 0) + count
 
     def read(self) -> dict[str, float]:
-        """The means so far. Waits for the device."""
-        values = torch.stack(list(self.sums.values())).tolist()
-        return {name: value / self.count for name, value in zip(self.sums, values, strict=True)}
+        """The means so far, but for those over no pair at all. Waits for the device."""
+        means = torch.stack([total / self.counts[name] for name, total in self.sums.items()]).tolist()
+        read = dict(zip(self.sums, means, strict=True))
+        return {name: mean for name, mean in read.items() if isinstance(self.counts[name], int) or not math.isnan(mean)}
 
 
 class StepWatch:
@@ -35,9 +38,10 @@ class StepWatch:
         self.pairs = pairs
         self.unchecked: list[tuple[int, dict[str, Tensor], Tensor]] = []
 
-    def note(self, step: int, terms: dict[str, Tensor], index: Tensor) -> None:
+    def note(self, step: int, terms: Values, index: Tensor) -> None:
         """Terms of a step, `loss` among them, and the pairs of its batch (int64, on the CPU)."""
-        self.unchecked.append((step, terms, index))
+        whole = {name: value for name, value in terms.items() if isinstance(value, Tensor)}
+        self.unchecked.append((step, whole, index))
 
     def check(self) -> None:
         """Look at all noted steps at once. Waits for the device.
@@ -49,7 +53,7 @@ class StepWatch:
         for loss, (step, terms, index) in zip(losses, self.unchecked, strict=True):
             if not math.isfinite(loss):
                 values = ", ".join(f"{name} = {float(value):.4g}" for name, value in terms.items())
-                paths = sorted({self.pairs.pairs[i][0].image_path for i in index.tolist()})
+                paths = sorted({self.pairs.pairs[i].record.image_path for i in index.tolist()})
                 raise TrainingError(
                     f"step {step}: the loss is not finite ({values}). Try a lower solver.lr, train.clip_grad=1 or "
                     f"train.precision=fp32. The batch's images:\n  " + "\n  ".join(paths)

@@ -15,6 +15,7 @@ from tqdm import tqdm
 from configs.schema import Config
 from datasets.loaders import EvalLoaders, TrainLoader
 from model.task import RetrievalTask
+from processor.division import divide_pairs
 from processor.evaluator import METRICS, autocast, embed, metrics_table
 from processor.meters import Meters, StepWatch
 from solver.optimizer import set_lr
@@ -64,7 +65,7 @@ class Trainer:
         epochs = self.config.train.epochs
         with SummaryWriter(str(self.run)) as board:
             for epoch in range(1, epochs + 1):
-                record: dict[str, Any] = {"epoch": epoch, **self._train_epoch(epoch)}
+                record: dict[str, Any] = {"epoch": epoch, **self._divide(epoch), **self._train_epoch(epoch)}
                 if epoch % self.config.eval.every == 0 or epoch == epochs:
                     record |= self._evaluate(epoch)
                 self.history.append(record)
@@ -76,6 +77,12 @@ class Trainer:
         if best := self._best(split):
             LOGGER.info("best R1: %.2f at epoch %d (on %s)", best[split]["R1"], best["epoch"], split)
         return self.history
+
+    def _divide(self, epoch: int) -> dict[str, float]:
+        config = self.config.train
+        return divide_pairs(
+            self.task, self.train, epoch, seed=config.seed, device=self.device, precision=config.precision
+        )
 
     def _train_epoch(self, epoch: int) -> dict[str, Any]:
         config, batches = self.config.train, self.train.epoch(epoch)
@@ -92,7 +99,7 @@ class Trainer:
         bar = tqdm(batches, desc=f"epoch {epoch}/{config.epochs}", leave=False, disable=None)
         for number, batch in enumerate(bar, start=1):
             self.step += 1
-            index = batch.pop("index")
+            index = batch["index"]
             batch = to_device(batch, self.device)
             # The last group of an epoch may hold fewer batches than the others.
             group = min(config.accumulate, total_steps - (number - 1) // config.accumulate * config.accumulate)

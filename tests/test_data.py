@@ -50,11 +50,11 @@ def test_pids_are_labels_and_index_leads_back_to_the_pair(root: Path) -> None:
     seen = []
     for batch in loader.epoch(1):
         for index, label in zip(batch["index"].tolist(), batch["pids"].tolist(), strict=True):
-            record, _ = loader.pairs.pairs[index]
+            record = loader.pairs.pairs[index].record
             assert loader.pairs.labels[record.pid] == label
             seen.append(index)
     assert sorted(seen) == list(range(len(loader.pairs))) and len(seen) == 8 * 2 * 2
-    assert {loader.pairs.labels[record.pid] for record, _ in loader.pairs.pairs} == set(range(8))
+    assert {loader.pairs.labels[record.pid] for record, *_ in loader.pairs.pairs} == set(range(8))
 
 
 def test_epochs_differ_and_repeat_whatever_the_workers(root: Path) -> None:
@@ -114,8 +114,8 @@ def test_evaluation_loaders_keep_annotation_order_and_raw_pids(root: Path) -> No
 
 def test_an_empty_caption_and_one_that_is_too_long_can_be_trained_on(root: Path) -> None:
     loader = train_loader(root)
-    record, _ = loader.pairs.pairs[0]
-    loader.pairs.pairs[0], loader.pairs.pairs[1] = (record, ""), (record, "red shirt and " * 60)
+    pair = loader.pairs.pairs[0]
+    loader.pairs.pairs[:2] = [pair._replace(caption=caption) for caption in ("", "red shirt and " * 60)]
     batch = Collate(full_text=True)([loader.pairs[0], loader.pairs[1]])
     end = loader.pairs.tokenizer.mask_id + 2
     assert batch["caption_ids"][0].tolist()[:3] == [end - 1, end, 0]
@@ -155,7 +155,7 @@ def test_a_stand_in_brings_its_own_image_caption_and_label(root: Path) -> None:
     loader = train_loader(root, on_bad_image="skip")
     loader.pairs.images.paths[0] = "/nowhere/a.jpg"
     item = loader.pairs[0]
-    record, caption = loader.pairs.pairs[int(item["index"])]
+    record, caption, _ = loader.pairs.pairs[int(item["index"])]
     assert item["pids"] == loader.pairs.labels[record.pid]
     assert torch.equal(item["caption_ids"], loader.pairs.tokenizer.encode(caption)[None])
 

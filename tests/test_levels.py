@@ -82,7 +82,7 @@ def test_three_views_and_three_levels_make_one_batch_of_three_times_the_pairs(ro
     assert batch["index"].shape == (4,)
     assert {batch[name].shape[0] for name in ("images", "caption_ids", "pids", "mlm_ids", "mlm_labels")} == {12}
     for place, index in enumerate(batch["index"].tolist()):
-        record, caption = loader.pairs.pairs[index]
+        record, caption, _ = loader.pairs.pairs[index]
         own = slice(3 * place, 3 * place + 3)
         assert batch["pids"][own].tolist() == [loader.pairs.labels[record.pid]] * 3
         word, phrase, sentence = batch["caption_ids"][own]
@@ -131,6 +131,13 @@ def test_attributes_are_read_and_used(root: Path, tmp_path: Path) -> None:
     rows.append({**rows[-1], "id": rows[-1]["id"] + 1})  # the same image, but somebody else's
     (folder / "cuhk_pedes_att.json").write_text(json.dumps(rows))
     assert len(load_annotations("cuhk_pedes", tmp_path).test) == len(plain.test) + 1
+    rows.insert(0, {**source[0], "captions": ["a caption without attributes"]})
+    (folder / "cuhk_pedes_att.json").write_text(json.dumps(rows))
+    assert [record.attributes for record in load_annotations("cuhk_pedes", tmp_path).train[:2]] == [
+        (),
+        annotations.train[0].attributes,
+    ]
+    (folder / "cuhk_pedes_att.json").write_text(json.dumps(rows[1:]))
     options = {"text_levels": ["word"], "word_source": "attributes"}
     loader = level_loader(tmp_path, dataset="cuhk_pedes", **options)
     for place in (0, 1):
@@ -138,6 +145,7 @@ def test_attributes_are_read_and_used(root: Path, tmp_path: Path) -> None:
         assert torch.equal(loader.pairs[place]["caption_ids"][0], expected)
     with pytest.raises(ConfigError, match=r"data\.word_source: attributes, but no annotation of .* has any"):
         level_loader(root, **options)
+    del rows[0]
     rows[3]["att"] = {"shirt": 3}
     (folder / "cuhk_pedes_att.json").write_text(json.dumps(rows))
     with pytest.raises(DataError, match=r"annotation 3 .*: att must be a mapping of names to phrases"):

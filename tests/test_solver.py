@@ -9,9 +9,10 @@ import torch
 from torch import nn
 
 from configs.schema import Rule, SolverConfig, load_config
+from model.task import build_task
 from solver.optimizer import build_optimizer, parameter_settings, set_lr
 from solver.schedule import lr_at
-from tests.conftest import GOLDEN, ROOT
+from tests.conftest import GOLDEN, ROOT, TINY
 from utils.errors import ConfigError
 
 
@@ -104,3 +105,22 @@ def test_frozen_parameters_are_left_out() -> None:
 def test_a_broken_pattern_is_named() -> None:
     with pytest.raises(ConfigError, match=r"solver\.rules\[1\]\.match.*'\('"):
         build_optimizer(SolverConfig(rules=[Rule("x"), Rule("(")]), nn.Linear(2, 2).named_parameters())
+
+
+def test_the_groups_of_rde_are_the_authors() -> None:
+    """RDE spec 6: CLIP 1e-5, its biases 2e-5 without decay; token selection 1e-3, decay on weights only."""
+    config = load_config(ROOT / "configs/rde.yaml", TINY)
+    task = build_task(config, num_pids=4)
+    groups = build_optimizer(config.solver, task.named_parameters()).param_groups
+    settings = {(round(group["base_lr"], 9), group["weight_decay"]): group["params"] for group in groups}
+    assert set(settings) == {(1e-5, 4e-5), (2e-5, 0), (1e-3, 4e-5), (1e-3, 0)}
+    places = {id(parameter): setting for setting, parameters in settings.items() for parameter in parameters}
+    for name, parameter in task.named_parameters():
+        selection, bias = name.startswith("encoder.selection."), name.endswith("bias")
+        expected = (1e-3 if selection else 2e-5 if bias else 1e-5, 0 if bias else 4e-5)
+        assert places[id(parameter)] == expected, name
+    solver = config.solver
+    assert (solver.optimizer, solver.eps, tuple(solver.betas)) == ("adam", 1e-3, (0.9, 0.999))
+    schedule = {**asdict(solver.schedule), "epochs": load_config(ROOT / "configs/rde.yaml").train.epochs}
+    factors = [lr_at(epoch, 1.0, **schedule) for epoch in (1, 2, 3, 4, 5, 6, 60)]
+    np.testing.assert_allclose(factors, [0.1, 0.28, 0.46, 0.64, 0.82, 1.0, 0.000815], rtol=1e-3)

@@ -349,7 +349,7 @@ def test_the_watch_names_the_first_bad_step(root: Path) -> None:
     watch.check()
     watch.note(2, {"loss": torch.tensor(float("inf"))}, torch.tensor([5]))
     watch.note(3, {"loss": torch.tensor(float("nan"))}, torch.tensor([7]))
-    with pytest.raises(TrainingError, match=rf"(?s)step 2: .*{re.escape(pairs.pairs[5][0].image_path)}"):
+    with pytest.raises(TrainingError, match=rf"(?s)step 2: .*{re.escape(pairs.pairs[5].record.image_path)}"):
         watch.check()
 
 

@@ -222,9 +222,17 @@ def rde(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     """IRRA's encoder and two token selection layers, with RDE's names of them."""
     layers = {}
     for layer in ("visul_emb_layer", "texual_emb_layer"):
-        for name in ("linear", "fc", "mlp.layers.0", "mlp.layers.1", "mlp.bns.0", "mlp.bns.1"):
-            layers |= {f"{layer}.{name}.weight": torch.zeros(4), f"{layer}.{name}.bias": torch.zeros(4)}
-        layers[f"{layer}.mlp.bns.0.num_batches_tracked"] = torch.tensor(7)
+        sizes = {"linear": (48, 64), "fc": (48, 64), "mlp.layers.0": (24, 64), "mlp.layers.1": (48, 24)}
+        for name, (rows, columns) in sizes.items():
+            if (layer, name) != ("texual_emb_layer", "fc"):
+                layers |= {
+                    f"{layer}.{name}.weight": torch.randn(rows, columns),
+                    f"{layer}.{name}.bias": torch.randn(rows),
+                }
+        for name, size in {"mlp.bns.0": 24, "mlp.bns.1": 48}.items():
+            for part in ("weight", "bias", "running_mean", "running_var"):
+                layers[f"{layer}.{name}.{part}"] = torch.rand(size)
+            layers[f"{layer}.{name}.num_batches_tracked"] = torch.tensor(7)
     return encoder_only(weights) | layers
 
 
@@ -256,7 +264,8 @@ def test_a_published_checkpoint_gives_its_authors_outputs(
         assert not report.missing and not report.unexpected
     else:
         assert report.missing and all(name.startswith("objectives.") for name in report.missing)
-    assert all(name.startswith(("visul_emb_layer.", "texual_emb_layer.")) for name in report.unexpected)
+    rest = ("encoder.selection.", "visul_emb_layer.linear.", "visul_emb_layer.mlp.bns.1", "texual_emb_layer.mlp.bns.1")
+    assert all(name.startswith(rest) for name in report.unexpected)  # token selection is no part of CLIP's encoder
     assert bool(report.unexpected) == (format == "rde")
     features_are_the_authors(task, model_golden)
 
@@ -465,3 +474,39 @@ def test_prefixes_and_wrappers_are_taken_off() -> None:
     assert state_dict_of({"model": {"module.a": tensor}, "epoch": 1}, "x").keys() == {"a"}
     assert state_dict_of({"state_dict": {"a": tensor}}, "x").keys() == {"a"}
     assert state_dict_of({"module.a": tensor, "b": tensor}, "x").keys() == {"module.a", "b"}
+
+
+def test_every_tensor_of_rde_that_its_code_uses_has_a_place(
+    model_golden: dict[str, np.ndarray], tmp_path: Path
+) -> None:
+    weights = with_module(rde(golden_weights(model_golden)))
+    save_plain(weights, tmp_path / "best.pth")
+    sizes = [override for override in golden_overrides(model_golden) if not override.startswith("losses.")]
+    task = build_task(load_config("configs/rde.yaml", [*sizes, "model.selected_dim=48"]), num_pids=11)
+    report = load_weights(task, tmp_path / "best.pth")
+    assert report.format == "rde" and not report.missing
+    assert sorted({name.rsplit(".", 1)[0] for name in report.unexpected}) == [
+        "texual_emb_layer.mlp.bns.1",
+        "visul_emb_layer.linear",
+        "visul_emb_layer.mlp.bns.1",
+    ]
+    state = task.state_dict()
+    for tower, layer, skip in (("image", "visul_emb_layer", "fc"), ("text", "texual_emb_layer", "linear")):
+        places = {"hidden": "mlp.layers.0", "out": "mlp.layers.1", "norm": "mlp.bns.0", "skip": skip}
+        for ours, theirs in places.items():
+            prefix = f"module.{layer}.{theirs}."
+            found = {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
+            assert len(found) == (5 if ours == "norm" else 2)
+            for kind, value in found.items():
+                assert torch.equal(state[f"encoder.selection.{tower}.{ours}.{kind}"], value)
+    features_are_the_authors(task, model_golden)
+
+
+def test_token_selection_starts_fresh_from_a_clip(model_golden: dict[str, np.ndarray], tmp_path: Path) -> None:
+    save_plain(encoder_only(golden_weights(model_golden)), tmp_path / "clip.pth")
+    sizes = [override for override in golden_overrides(model_golden) if not override.startswith("losses.")]
+    task = build_task(load_config("configs/rde.yaml", [*sizes, "model.selected_dim=48"]), num_pids=11)
+    report = load_weights(task, tmp_path / "clip.pth")
+    assert len(report.missing) == 22 and all(name.startswith("encoder.selection.") for name in report.missing)
+    assert "missing, start fresh" in report.table()
+    features_are_the_authors(task, model_golden)

@@ -15,6 +15,7 @@ FIELDS: Mapping[str, str] = {
     "images": "float32 (B, 3, H, W): normalised",
     "caption_ids": "int64 (B, L): token ids, 0 = padding",
     "pids": "int64 (B,): identities, relabelled 0..C-1 in training",
+    "clean": "bool (B,): false where noise gave the pair a caption that is not its own",
     "mlm_ids": "int64 (B, L): caption_ids with some tokens masked or replaced",
     "mlm_labels": "int64 (B, L): the original token where mlm_ids asks for it, else 0",
     "mlm_positions": "int64 (M,): where mlm_labels.flatten() is not 0, found on the CPU so that no GPU has to wait",

@@ -1,18 +1,33 @@
 """What every encoder offers to the task and the evaluator."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import ClassVar, NamedTuple
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from utils.registry import Registry
 
 
 class Encoded(NamedTuple):
-    """Embeddings (B, D), not normalised, and all projected tokens (B, T, D)."""
+    """Embeddings (B, D), not normalised, and all projected tokens (B, T, D).
+
+    `more` holds the further embeddings (B, D') of an encoder that has them, in the order of `Encoder.embeddings`.
+    """
 
     embedding: Tensor
     tokens: Tensor
+    more: tuple[Tensor, ...] = ()
+
+    @property
+    def joint(self) -> Tensor:
+        """(B, sum of D), float32: its cosine similarity is the mean of all embeddings' cosine similarities."""
+        if not self.more:
+            return self.embedding.float()
+        return torch.cat([F.normalize(embedding.float()) for embedding in (self.embedding, *self.more)], dim=1)
 
 
 class Encoder(nn.Module, ABC):
@@ -25,8 +40,10 @@ class Encoder(nn.Module, ABC):
     embed_dim: int
     vocab_size: int
     logit_scale: float
+    embeddings: Mapping[str, int] = MappingProxyType({})  # name -> dimensions of each, where there are several
     notes: tuple[str, ...] = ()  # what a log should say about how it was built
     tokenizers: ClassVar[tuple[str, ...]] = ("clip",)  # the kinds of token ids that it understands
+    full_text: bool = False  # wants text of all columns, not only up to the longest caption
     drops_tokens: bool = False  # its tokens are not all there in training
 
     @abstractmethod

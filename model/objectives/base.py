@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, NamedTuple, TypeAlias
 
 from torch import Tensor, nn
 
@@ -24,14 +24,25 @@ class Facts:
     num_pids: int
     embed_dim: int
     vocab_size: int
+    noise_rate: float = 0.0  # of data.noise_rate
+    dataset: str = ""
+
+
+class PartMean(NamedTuple):
+    """For the log, a mean over some pairs of the batch: their sum and their number, both scalar."""
+
+    total: Tensor
+    number: Tensor
+
+
+Values: TypeAlias = dict[str, Tensor | PartMean]
 
 
 @dataclass(frozen=True)
 class Step:
     """One training step as every objective sees it (B pairs, D dimensions, N patches, L columns of text)."""
 
-    image: Tensor  # float32 (B, D), not normalised
-    text: Tensor  # float32 (B, D), not normalised
+    embeddings: tuple[tuple[Tensor, Tensor], ...]  # of image and text, float32 (B, D) each, not normalised
     pids: Tensor  # int64 (B,)
     logit_scale: float
     image_tokens: Tensor  # (B, 1 + N, D)
@@ -40,12 +51,22 @@ class Step:
     texts: Mapping[str, Tensor]  # batch field of token ids -> their tokens (B, L, D)
     batch: Batch
 
+    @property
+    def image(self) -> Tensor:
+        """The main embedding, where the encoder has several."""
+        return self.embeddings[0][0]
+
+    @property
+    def text(self) -> Tensor:
+        return self.embeddings[0][1]
+
 
 class Objective(nn.Module):
     """A loss with the parameters that only it needs.
 
     A subclass takes the facts and, keyword-only, the options that a YAML may set, `weight` among them. Its forward
-    maps a Step to the unweighted loss and to further values for the log.
+    maps a Step to the unweighted loss and to further values for the log; the names of those that are a `PartMean`
+    get the loss's name in front.
     """
 
     inputs: ClassVar[frozenset[str]] = frozenset()  # batch fields beyond images, captions and pids
@@ -59,7 +80,7 @@ class Objective(nn.Module):
         super().__init__()
         self.weight = weight
 
-    def forward(self, step: Step) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(self, step: Step) -> tuple[Tensor, Values]:
         raise NotImplementedError
 
 

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from model.objectives.base import OBJECTIVES, Facts, Objective, Reduction, Step, reduce
+from model.objectives.base import OBJECTIVES, Facts, Objective, Reduction, Step, Values, reduce
 from utils.batch import caption_mask
 from utils.errors import ConfigError
 
@@ -204,7 +204,7 @@ class ExplicitFineGrained(Objective):
         }
         self.mask_padding, self.full_text = mask_padding, not mask_padding
 
-    def forward(self, step: Step) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(self, step: Step) -> tuple[Tensor, Values]:
         patches = step.image_tokens[:, 1:].float()
         mask = caption_mask(step.caption_ids) if self.mask_padding else None
         return efa_loss(step.text_tokens.float(), patches, text_mask=mask, **self.options), {}

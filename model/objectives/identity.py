@@ -3,7 +3,7 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.objectives.base import OBJECTIVES, Facts, Objective, Step
+from model.objectives.base import OBJECTIVES, Facts, Objective, Step, Values
 
 
 def id_loss(image_logits: Tensor, text_logits: Tensor, pids: Tensor) -> Tensor:
@@ -26,7 +26,7 @@ class Identity(Objective):
         nn.init.normal_(self.classifier.weight, std=0.001)
         nn.init.zeros_(self.classifier.bias)
 
-    def forward(self, step: Step) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(self, step: Step) -> tuple[Tensor, Values]:
         image, text = self.classifier(step.image), self.classifier(step.text)
         accuracy = {
             name: (logits.detach().argmax(dim=1) == step.pids).float().mean()

@@ -5,7 +5,7 @@ from timm.layers import QuickGELU
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
-from model.objectives.base import OBJECTIVES, Facts, Objective, Step
+from model.objectives.base import OBJECTIVES, Facts, Objective, Step, Values
 from utils.errors import ConfigError
 
 HEAD_DIM = 64  # of each attention head, as everywhere in CLIP
@@ -62,7 +62,7 @@ class MaskedLanguage(Objective):
         self.mlm_head.add_module("fc", nn.Linear(width, facts.vocab_size))
         self._init_weights(width, depth)
 
-    def forward(self, step: Step) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(self, step: Step) -> tuple[Tensor, Values]:
         positions = step.batch["mlm_positions"]
         labels = step.batch["mlm_labels"].flatten()[positions]
         hidden = self.fuse(step.texts["mlm_ids"], step.image_tokens)

@@ -8,7 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from model.objectives.base import OBJECTIVES, Facts, Objective, Reduction, Step, reduce
+from model.objectives.base import OBJECTIVES, Facts, Reduction, Step, reduce
+from model.objectives.consensus import Fit
+from model.objectives.pair import PairObjective
 from utils.errors import ConfigError
 
 Gap = Literal["cosine", "prob"]
@@ -147,19 +149,19 @@ def _divergence(logits: Tensor, target: Tensor, eps: float) -> Tensor:
 
 
 @OBJECTIVES.register("sdm")
-class SDM(Objective):
+class SDM(PairObjective):
     """See `sdm_loss`."""
 
-    def __init__(self, facts: Facts, *, weight: float = 1.0, eps: float = 1e-8) -> None:
-        super().__init__(weight=weight)
+    def __init__(self, facts: Facts, *, weight: float = 1.0, eps: float = 1e-8, consensus: Fit | None = None) -> None:
+        super().__init__(facts, weight=weight, consensus=consensus)
         self.eps = eps
 
-    def forward(self, step: Step) -> tuple[Tensor, dict[str, Tensor]]:
-        return sdm_loss(step.image, step.text, step.pids, logit_scale=step.logit_scale, eps=self.eps), {}
+    def per_pair(self, image: Tensor, text: Tensor, step: Step) -> Tensor:
+        return sdm_loss(image, text, step.pids, logit_scale=step.logit_scale, eps=self.eps, reduction="none")
 
 
 @OBJECTIVES.register("asdm")
-class AdaptiveSDM(Objective):
+class AdaptiveSDM(PairObjective):
     """See `asdm_loss`; the defaults are those of FMFA's first commit (8dfd532), which its published tables fit."""
 
     def __init__(
@@ -172,8 +174,9 @@ class AdaptiveSDM(Objective):
         positive: Positive = "first",
         detach: bool = False,
         eps: float = 1e-8,
+        consensus: Fit | None = None,
     ) -> None:
-        super().__init__(weight=weight)
+        super().__init__(facts, weight=weight, consensus=consensus)
         both = _both_directions(alpha)
         if len(both) != 2 or not all(type(number) in (int, float) and 0 <= number < math.inf for number in both):
             raise ConfigError(
@@ -188,28 +191,36 @@ class AdaptiveSDM(Objective):
             "eps": eps,
         }
 
-    def forward(self, step: Step) -> tuple[Tensor, dict[str, Tensor]]:
-        return asdm_loss(step.image, step.text, step.pids, logit_scale=step.logit_scale, **self.options), {}
+    def per_pair(self, image: Tensor, text: Tensor, step: Step) -> Tensor:
+        return asdm_loss(image, text, step.pids, logit_scale=step.logit_scale, **self.options, reduction="none")
 
 
 @OBJECTIVES.register("itc")
-class ITC(Objective):
+class ITC(PairObjective):
     """See `itc_loss`."""
 
-    def __init__(self, facts: Facts, *, weight: float = 1.0) -> None:
-        super().__init__(weight=weight)
+    def __init__(self, facts: Facts, *, weight: float = 1.0, consensus: Fit | None = None) -> None:
+        super().__init__(facts, weight=weight, consensus=consensus)
 
-    def forward(self, step: Step) -> tuple[Tensor, dict[str, Tensor]]:
-        return itc_loss(step.image, step.text, logit_scale=step.logit_scale), {}
+    def per_pair(self, image: Tensor, text: Tensor, step: Step) -> Tensor:
+        return itc_loss(image, text, logit_scale=step.logit_scale, reduction="none")
 
 
 @OBJECTIVES.register("cmpm")
-class CMPM(Objective):
+class CMPM(PairObjective):
     """See `cmpm_loss`."""
 
-    def __init__(self, facts: Facts, *, weight: float = 1.0, target_norm: TargetNorm = "l2", eps: float = 1e-8) -> None:
-        super().__init__(weight=weight)
+    def __init__(
+        self,
+        facts: Facts,
+        *,
+        weight: float = 1.0,
+        target_norm: TargetNorm = "l2",
+        eps: float = 1e-8,
+        consensus: Fit | None = None,
+    ) -> None:
+        super().__init__(facts, weight=weight, consensus=consensus)
         self.target_norm, self.eps = target_norm, eps
 
-    def forward(self, step: Step) -> tuple[Tensor, dict[str, Tensor]]:
-        return cmpm_loss(step.image, step.text, step.pids, target_norm=self.target_norm, eps=self.eps), {}
+    def per_pair(self, image: Tensor, text: Tensor, step: Step) -> Tensor:
+        return cmpm_loss(image, text, step.pids, target_norm=self.target_norm, eps=self.eps, reduction="none")

@@ -1,0 +1,143 @@
+"""Losses that rank the caption of an image above the others of the batch by a margin, and the other way round."""
+
+import math
+from typing import Literal
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from model.objectives.base import OBJECTIVES, Facts, Step
+from model.objectives.consensus import Fit
+from model.objectives.pair import PairObjective
+from utils.errors import ConfigError
+
+Negatives = Literal["hardest", "all"]
+
+
+def tal_loss(scores: Tensor, pids: Tensor, *, tau: float = 0.015, margin: float = 0.1) -> Tensor:
+    r"""Triplet alignment loss of each pair (Qin et al., CVPR 2024, eq. 8; RDE model/objectives.py:compute_TAL_per).
+
+    $\max(0, m - P_i + \tau \log \sum_{j \in neg} \exp(X_{ij} / \tau))$ for X the scores and their transpose, added,
+    with $P_i$ the mean of anchor i's positives weighted by their softmax (constant). The log-sum-exp does not
+    overflow, as the reference's does at small tau. An anchor without negatives has loss and gradient 0.
+
+    Args:
+        scores: (B, B), cosine similarities of captions (rows) and images (columns).
+        pids: int64 (B,).
+        tau: temperature.
+        margin: m.
+
+    Returns:
+        (B,).
+    """
+    same = pids[:, None] == pids[None, :]
+    alone = same.all(dim=1)
+
+    def direction(scores: Tensor) -> Tensor:
+        logits = (scores / tau).masked_fill(same, -math.inf).masked_fill(alone[:, None], 0)
+        hard = tau * logits.logsumexp(dim=1)
+        return F.relu(margin - _positive(scores, same, tau) + hard).masked_fill(alone, 0)
+
+    return direction(scores) + direction(scores.T)
+
+
+def trl_loss(
+    scores: Tensor,
+    pids: Tensor,
+    *,
+    tau: float = 0.015,
+    margin: float = 0.1,
+    negatives: Negatives = "hardest",
+    zero_floor: bool = True,
+) -> Tensor:
+    """Triplet ranking loss of each pair, with TAL's positive (RDE model/objectives.py:compute_TRL_per; RDE spec 4.2).
+
+    Args:
+        scores, pids, tau, margin: as in `tal_loss`.
+        negatives: the hardest one, or the sum over all of them (TRL-S in the paper's ablation).
+        zero_floor: the hardest negative counts as 0 where it is below, as in the reference, which puts 0 in the
+            place of positives before it looks for the largest.
+
+    Returns:
+        (B,).
+    """
+    same = pids[:, None] == pids[None, :]
+
+    def direction(scores: Tensor) -> Tensor:
+        positive = _positive(scores, same, tau)
+        if negatives == "all":
+            return F.relu(margin - positive[:, None] + scores).masked_fill(same, 0).sum(dim=1)
+        hardest = scores.masked_fill(same, 0 if zero_floor else -math.inf).amax(dim=1)
+        return F.relu(margin - positive + hardest).masked_fill(same.all(dim=1), 0)
+
+    return direction(scores) + direction(scores.T)
+
+
+def _positive(scores: Tensor, same: Tensor, tau: float) -> Tensor:
+    """Mean (B,) of each row's positives, weighted by their softmax, which gets no gradient."""
+    weights = (scores.detach() / tau).masked_fill(~same, -math.inf).softmax(dim=1)
+    return (weights * scores).sum(dim=1)
+
+
+def _cosines(image: Tensor, text: Tensor) -> Tensor:
+    return F.normalize(text) @ F.normalize(image).T
+
+
+@OBJECTIVES.register("tal")
+class TAL(PairObjective):
+    """See `tal_loss`; summed over the batch, as the authors' learning rate expects."""
+
+    summed = True
+
+    def __init__(
+        self,
+        facts: Facts,
+        *,
+        weight: float = 1.0,
+        tau: float = 0.015,
+        margin: float = 0.1,
+        consensus: Fit | None = None,
+    ) -> None:
+        super().__init__(facts, weight=weight, consensus=consensus)
+        self.tau, self.margin = _positive_tau("tal", tau), margin
+
+    def per_pair(self, image: Tensor, text: Tensor, step: Step) -> Tensor:
+        return tal_loss(_cosines(image, text), step.pids, tau=self.tau, margin=self.margin)
+
+
+@OBJECTIVES.register("trl")
+class TRL(PairObjective):
+    """See `trl_loss`; summed over the batch."""
+
+    summed = True
+
+    def __init__(
+        self,
+        facts: Facts,
+        *,
+        weight: float = 1.0,
+        tau: float = 0.015,
+        margin: float = 0.1,
+        negatives: Negatives = "hardest",
+        zero_floor: bool = True,
+        consensus: Fit | None = None,
+    ) -> None:
+        super().__init__(facts, weight=weight, consensus=consensus)
+        self.tau, self.margin = _positive_tau("trl", tau), margin
+        self.negatives, self.zero_floor = negatives, zero_floor
+
+    def per_pair(self, image: Tensor, text: Tensor, step: Step) -> Tensor:
+        return trl_loss(
+            _cosines(image, text),
+            step.pids,
+            tau=self.tau,
+            margin=self.margin,
+            negatives=self.negatives,
+            zero_floor=self.zero_floor,
+        )
+
+
+def _positive_tau(name: str, tau: float) -> float:
+    if not 0 < tau < math.inf:
+        raise ConfigError(f"losses.{name}.tau: must be above 0, is {tau}")
+    return tau
