@@ -3,6 +3,7 @@
 What is chosen by name (the encoder under `model`, each entry of `losses`) is not here: its constructor is its schema.
 """
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -50,6 +51,7 @@ class InitConfig:
 
     path: str | None = None  # a file, or a folder of Hugging Face; null: what `model` says
     format: str | None = None  # of model/formats.py; null: recognised by the names of its tensors
+    skip: list[str] = field(default_factory=list)  # regular expressions: tensors (by our names) that start fresh
 
 
 @dataclass(frozen=True)
@@ -182,6 +184,13 @@ def _check_bounds(config: Config) -> None:
         raise ConfigError(f"data.image_std: must be above 0, is {list(data.image_std)}")
     if config.init.format is not None and config.init.path is None:
         raise ConfigError("init.format: is the format of init.path, which is not set")
+    if config.init.skip and config.init.path is None:
+        raise ConfigError("init.skip: names tensors of init.path, which is not set")
+    for pattern in config.init.skip:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise ConfigError(f"init.skip: '{pattern}' is no regular expression ({error})") from None
     for path, seed in {"train.seed": config.train.seed, "data.noise_seed": data.noise_seed}.items():
         if seed >= 2**32:  # what NumPy's older generators take
             raise ConfigError(f"{path}: must be less than 2**32, is {seed}")

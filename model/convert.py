@@ -1,7 +1,8 @@
 """Weights from elsewhere: read, recognised, renamed, and put in place entirely or not at all, with a report."""
 
+import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from configs.schema import InitConfig
 from model.formats import FORMATS, recognise
 from utils.checkpoint import read_weights, state_dict_of
-from utils.errors import CheckpointError
+from utils.errors import CheckpointError, ConfigError
 from utils.logger import format_table
 
 EXTRA = "encoder.selection."  # behind the towers, which are whole without it
@@ -27,6 +28,7 @@ class LoadReport:
     loaded: list[str] = field(default_factory=list)
     resized: list[str] = field(default_factory=list)  # among the loaded: position grids of another image size
     missing: list[str] = field(default_factory=list)  # ours that the file does not have: they start fresh
+    skipped: list[str] = field(default_factory=list)  # asked to start fresh, although the file has them
     dropped: list[str] = field(default_factory=list)  # a classifier for another number of identities: starts fresh
     unexpected: list[str] = field(default_factory=list)  # the file's that this model does not have
 
@@ -36,6 +38,7 @@ class LoadReport:
             ("loaded", self.loaded, _parts(self.loaded)),
             ("resized", self.resized, ", ".join(self.resized)),
             ("missing, start fresh", self.missing, _parts(self.missing)),
+            ("skipped, start fresh", self.skipped, ", ".join(self.skipped)),
             ("of another size, start fresh", self.dropped, ", ".join(self.dropped)),
             ("unexpected, not used", self.unexpected, _parts(self.unexpected)),
         ]
@@ -43,17 +46,20 @@ class LoadReport:
         return f"weights of {self.source}, format {self.format}\n{table}"
 
 
-def load_weights(task: nn.Module, path: str | Path, *, format: str | None = None) -> LoadReport:
+def load_weights(
+    task: nn.Module, path: str | Path, *, format: str | None = None, skip: Sequence[str] = ()
+) -> LoadReport:
     """Load any checkpoint of model/formats.py into `task`: heads may be missing, the encoder's weights may not.
 
     Args:
         task: a RetrievalTask; one without objectives takes the encoder alone.
         path: what `read_weights` reads.
         format: null: recognised by the tensors' names.
+        skip: regular expressions; tensors whose name here has a match are left as they are.
 
     Raises:
         CheckpointError: unreadable, of no known format, or not fitting `task`, which then is as it was.
-        ConfigError: there is no such format.
+        ConfigError: there is no such format, or nothing to skip.
     """
     content = read_weights(path)
     state = state_dict_of(content, path)
@@ -70,12 +76,18 @@ def load_weights(task: nn.Module, path: str | Path, *, format: str | None = None
         converted = FORMATS.get(format, "format")(state)
     except (RuntimeError, ValueError, IndexError) as error:
         raise CheckpointError(f"{path}: is not of format {format}: {error}") from None
+    for pattern in skip:
+        matched = [name for name in converted if re.search(pattern, name)]
+        if not matched and not any(re.search(pattern, name) for name in report.skipped):
+            raise ConfigError(f"init.skip: '{pattern}' matches no tensor of {path}")
+        report.skipped += matched
+        converted = {name: value for name, value in converted.items() if name not in matched}
     return load_converted(task, converted, report)
 
 
 def load_init(task: nn.Module, init: InitConfig) -> LoadReport | None:
     """Load the weights that a config starts from, where it names a file; errors as `load_weights`."""
-    return None if init.path is None else load_weights(task, init.path, format=init.format)
+    return None if init.path is None else load_weights(task, init.path, format=init.format, skip=init.skip)
 
 
 def load_converted(task: nn.Module, state: Mapping[str, Tensor], report: LoadReport) -> LoadReport:
@@ -97,7 +109,8 @@ def load_converted(task: nn.Module, state: Mapping[str, Tensor], report: LoadRep
         else:
             misfits.append((name, str(tuple(value.shape)), str(tuple(own[name].shape))))
     report.loaded = list(fitting)
-    report.missing = sorted(own.keys() - fitting.keys() - set(report.dropped) - {name for name, *_ in misfits})
+    accounted = {*fitting, *report.dropped, *report.skipped, *(name for name, *_ in misfits)}
+    report.missing = sorted(own.keys() - accounted)
     _refuse_what_does_not_fit(report, misfits)
     task.load_state_dict(fitting, strict=False)  # floats of any precision are cast to the module's
     return report

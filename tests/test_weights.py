@@ -30,7 +30,7 @@ from tests.test_irra_model import (
     golden_weights,
 )
 from utils.checkpoint import read_weights, state_dict_of
-from utils.errors import CheckpointError
+from utils.errors import CheckpointError, ConfigError
 from utils.torchscript import read_torchscript
 
 # The sizes of the CLIP that open_clip and transformers make here for comparison.
@@ -510,3 +510,33 @@ def test_token_selection_starts_fresh_from_a_clip(model_golden: dict[str, np.nda
     assert len(report.missing) == 22 and all(name.startswith("encoder.selection.") for name in report.missing)
     assert "missing, start fresh" in report.table()
     features_are_the_authors(task, model_golden)
+
+
+def test_tensors_may_be_skipped(model_golden: dict[str, np.ndarray], tmp_path: Path) -> None:
+    save_plain(golden_weights(model_golden), tmp_path / "best.pth")
+    config = load_config(RECIPE, golden_overrides(model_golden))
+    task = build_task(config, num_pids=11)
+    fresh = {name: value.clone() for name, value in task.state_dict().items()}
+    report = load_init(task, InitConfig(str(tmp_path / "best.pth"), skip=["pos_embed$", r"mlm_head\."]))
+    assert report is not None and not report.missing and not report.unexpected
+    heads = [name for name in fresh if ".mlm_head." in name]
+    assert sorted(report.skipped) == sorted(["encoder.image.trunk.pos_embed", *heads])
+    assert "skipped, start fresh" in report.table() and "encoder.image.trunk.pos_embed" in report.table()
+    loaded = task.state_dict()
+    assert all(torch.equal(loaded[name], fresh[name]) for name in report.skipped)
+    assert not torch.equal(loaded["encoder.image.trunk.cls_token"], fresh["encoder.image.trunk.cls_token"])
+    load_init(task, InitConfig(str(tmp_path / "best.pth"), skip=["pos_embed", "trunk.pos_embed"]))  # twice the same
+    with pytest.raises(ConfigError, match=r"init\.skip: 'positions' matches no tensor of .*best\.pth"):
+        load_init(task, InitConfig(str(tmp_path / "best.pth"), skip=["positions"]))
+
+
+@pytest.mark.parametrize(
+    "overrides, message",
+    [
+        (["init.skip=[pos_embed]"], r"init\.skip: names tensors of init\.path, which is not set"),
+        (["init.path=a.pt", "init.skip=['(']"], r"init\.skip: '\(' is no regular expression"),
+    ],
+)
+def test_bad_skips_are_errors(overrides: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_config(RECIPE, overrides)
