@@ -182,8 +182,9 @@ def test_small_temperatures_are_finite(tau: float, dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("options", [{}, {"zero_floor": False}, {"negatives": "all"}])
 def test_a_batch_of_one_identity_has_no_loss_and_no_gradient(options: dict) -> None:
-    scores = random_scores(1, 5)[0].requires_grad_()
-    losses = [trl_loss(scores, torch.zeros(5), **options)] if options else [tal_loss(scores, torch.zeros(5))]
+    scores = (0.01 * random_scores(1, 5)[0]).requires_grad_()  # positives below the margin
+    pids = torch.zeros(5)
+    losses = [trl_loss(scores, pids, **options)] if options else [tal_loss(scores, pids), trl_loss(scores, pids)]
     for values in losses:
         (gradient,) = torch.autograd.grad(values.sum(), scores)
         assert not values.any() and not gradient.any()

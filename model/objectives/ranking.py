@@ -31,12 +31,10 @@ def tal_loss(scores: Tensor, pids: Tensor, *, tau: float = 0.015, margin: float 
         (B,).
     """
     same = pids[:, None] == pids[None, :]
-    alone = same.all(dim=1)
 
     def direction(scores: Tensor) -> Tensor:
-        logits = (scores / tau).masked_fill(same, -math.inf).masked_fill(alone[:, None], 0)
-        hard = tau * logits.logsumexp(dim=1)
-        return F.relu(margin - _positive(scores, same, tau) + hard).masked_fill(alone, 0)
+        negative = tau * (scores / tau).masked_fill(same, -math.inf).logsumexp(dim=1)  # -inf where there is none
+        return F.relu(margin - _positive(scores, same, tau) + negative)
 
     return direction(scores) + direction(scores.T)
 
