@@ -201,6 +201,8 @@ def test_attention_is_a_mean_of_softmaxes() -> None:
             expected[: len(places)] += exponentials / exponentials.sum() / 3
         np.testing.assert_allclose(found[row], expected, rtol=1e-5)
     torch.testing.assert_close(attention(query, keys).sum(dim=1), torch.ones(2))
+    with torch.autocast("cpu", dtype=torch.bfloat16):  # what is chosen does not depend on the precision
+        assert torch.equal(attention(query, keys, seen), found)
 
 
 # --- the encoder ----------------------------------------------------------------------------------------------------
@@ -296,7 +298,6 @@ def test_padding_columns_change_nothing() -> None:
     encoder, ids = tiny_encoder().train(), captions(12, 3, 1, 9)
     whole, cut = encoder.encode_text(ids), encoder.encode_text(ids[:, :14])
     torch.testing.assert_close(whole.more[0], cut.more[0], rtol=1e-5, atol=1e-5)
-    assert not encoder.full_text and tiny_encoder("model.bn=batch").full_text
 
 
 def test_a_caption_without_words_has_its_end_of_text() -> None:
@@ -417,6 +418,10 @@ def test_a_loss_on_pairs_is_taken_of_both_embeddings(loss: str) -> None:
     total, _ = task(batch_of())
     each = losses.sum(dim=1) if loss in ("tal", "trl") else losses.mean(dim=1)
     torch.testing.assert_close(total, each.sum())
+
+
+def test_batch_statistics_need_the_padding() -> None:
+    assert rde_task("model.bn=batch").full_text and not rde_task().full_text
 
 
 def test_other_losses_take_the_global_embedding() -> None:
