@@ -14,6 +14,7 @@ from datasets.annotations import load_annotations
 from datasets.loaders import OTHER_DRAWS, TrainLoader, build_train_loader, data_tokenizer
 from datasets.noise import noise_permutation
 from model.objectives import PairObjective
+from model.objectives.consensus import FITS
 from model.task import RetrievalTask, build_task, resolve
 from processor.division import divide_pairs, pair_losses
 from tests.conftest import ROOT, TINY, TINY_IVT
@@ -141,6 +142,30 @@ def test_without_consensus_there_is_no_pass(root: Path) -> None:
     loader.every_pair = None  # type: ignore[assignment, method-assign]
     assert divide_pairs(task, loader, 1, seed=1, **CPU) == {}  # type: ignore[arg-type]
     assert task.objectives["tal"].counted is None
+
+
+def test_coins_are_thrown_by_seed_and_epoch_alone(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = rde_config(root)
+    task = task_of(config)
+    loader, thrown = loader_of(config, task), []
+
+    def divide(self: PairObjective, losses: torch.Tensor, known: torch.Tensor, rng: np.random.Generator) -> None:
+        thrown.append(float(rng.random()))
+        self.counted = torch.ones_like(known)
+
+    monkeypatch.setattr(PairObjective, "divide", divide)
+    for epoch, seed in ((1, 1), (2, 1), (1, 2), (1, 1)):
+        divide_pairs(task, loader, epoch, seed=seed, **CPU)  # type: ignore[arg-type]
+    assert thrown[0] == thrown[3] and len(set(thrown)) == 3
+
+
+@pytest.mark.parametrize(
+    "overrides, fit",
+    [([], "short"), ([NOISE], "long"), (["data.dataset=rstpreid"], "long"), (["data.noise_rate=0.2"], "short")],
+)
+def test_the_fit_follows_the_noise_and_the_data_set(overrides: list[str], fit: str, root: Path) -> None:
+    task = task_of(rde_config(root, *overrides))
+    assert task.objectives["tal"].fit == FITS[fit]  # type: ignore[union-attr]
 
 
 def test_a_model_that_has_diverged_stops_with_a_message(root: Path) -> None:

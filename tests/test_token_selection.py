@@ -12,6 +12,7 @@ from configs.schema import load_config
 from model.encoders import Encoded, token_selection
 from model.encoders.token_selection import TokenMLP, TokenSelectionEncoder, attention, gather, select_words
 from model.task import RetrievalTask, build_encoder, build_task
+from processor.evaluator import Embeddings
 from tests.conftest import GOLDEN, ROOT, TINY
 from utils.errors import ConfigError
 
@@ -418,6 +419,17 @@ def test_a_loss_on_pairs_is_taken_of_both_embeddings(loss: str) -> None:
     total, _ = task(batch_of())
     each = losses.sum(dim=1) if loss in ("tal", "trl") else losses.mean(dim=1)
     torch.testing.assert_close(total, each.sum())
+
+
+def test_embeddings_can_be_ranked_apart() -> None:
+    generator = torch.Generator().manual_seed(0)
+    parts = [[F.normalize(torch.randn(4, size, generator=generator)) for size in (3, 5)] for _ in range(2)]
+    gallery, query = (F.normalize(torch.cat(side, dim=1)) for side in parts)
+    split = Embeddings(gallery, query, torch.arange(4), torch.arange(4)).parts({"bge": 3, "tse": 5})
+    assert list(split) == ["bge", "tse"]
+    for place, part in enumerate(split.values()):
+        torch.testing.assert_close(part.gallery, parts[0][place])
+        torch.testing.assert_close(part.query, parts[1][place])
 
 
 def test_batch_statistics_need_the_padding() -> None:
