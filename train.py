@@ -13,7 +13,9 @@ from datasets.loaders import build_eval_loaders, build_train_loader, data_tokeni
 from datasets.transforms import build_transform
 from model.convert import load_init
 from model.formats import FORMATS
-from model.task import build_task, resolve
+from model.task import build_task, build_teacher, needs_teacher, resolve
+from model.teacher import CachedTeacher
+from processor.teacher import fill_cache
 from processor.trainer import Trainer
 from solver.optimizer import build_optimizer
 from utils.config import to_yaml
@@ -48,11 +50,13 @@ def check(config: Config) -> None:
     check_levels(config.data.text_levels)
     if config.init.format is not None:
         FORMATS.get(config.init.format, "init.format")
+    needs_teacher(config)
     build_optimizer(config.solver, build_task(config, num_pids=2, pretrained=False).named_parameters())
 
 
 def train(config: Config, run: Path | None = None) -> Path:
     """Everything in order, from annotations to the final table; returns the run folder."""
+    distils = needs_teacher(config)
     seed_everything(config.train.seed)
     device = default_device()
     annotations = load_annotations(config.data.dataset, config.data.root, val_ids=config.val_ids)
@@ -64,6 +68,9 @@ def train(config: Config, run: Path | None = None) -> Path:
 
     task = build_task(config, num_pids=len(annotations.train_labels))
     loaded = load_init(task, config.init)
+    if distils:
+        teacher = build_teacher(config)
+        task.learn_from(CachedTeacher(teacher) if config.teacher.cache else teacher)
     task.to(device)
     encoder = task.encoder
     tokenizer = data_tokenizer(config.data, annotations.folder, most=encoder.vocab_size, kinds=encoder.tokenizers)
@@ -88,6 +95,9 @@ def train(config: Config, run: Path | None = None) -> Path:
         for split in ("val", "test")
         if annotations.split(split)
     }
+
+    if isinstance(task.teacher, CachedTeacher):
+        fill_cache(task.teacher, loader.pairs, config, device)
 
     run = make_run_folder(config, run)
     start_logging(run / "train.log")

@@ -35,6 +35,9 @@ class DataConfig:
     noise_seed: int = 1  # of the permutation; 1 gives the published ones
     noise_file: str | None = None  # a .npy file with the permutation itself; noise_rate must say how much it moves
     noise_drop: bool = False  # leave out the pairs that the permutation changed (what the literature calls CLIP-C)
+    support_images: int = 4  # other images of a pair's identity, for encoders and teachers that fuse them
+    support_captions: int = 4  # other captions of it
+    text_support: Literal["any", "cross_view"] = "any"  # cross_view: none of the pair's own image
     tokenizer: str | None = None  # hub name, tokenizer folder or merges file; null: the one in the data set's folder
     text_length: int = 77  # tokens of a caption, start and end of text included
     batch_size: int = 64  # pairs per step, over all processes
@@ -52,6 +55,15 @@ class InitConfig:
     path: str | None = None  # a file, or a folder of Hugging Face; null: what `model` says
     format: str | None = None  # of model/formats.py; null: recognised by the names of its tensors
     skip: list[str] = field(default_factory=list)  # regular expressions: tensors (by our names) that start fresh
+
+
+@dataclass(frozen=True)
+class TeacherConfig:
+    """What losses that distil learn from."""
+
+    config: str | None = None  # a YAML that trains one, for the message that says how
+    checkpoint: str | None = None  # of such a run, for instance its last.pt
+    cache: bool = False  # encode every training image and caption once, as they are, instead of in every step
 
 
 @dataclass(frozen=True)
@@ -123,6 +135,7 @@ class Config:
     data: DataConfig = field(default_factory=DataConfig)
     model: dict[str, Any] = field(default_factory=dict)  # name: an encoder; the rest: its constructor's options
     init: InitConfig = field(default_factory=InitConfig)
+    teacher: TeacherConfig = field(default_factory=TeacherConfig)
     losses: dict[str, dict[str, Any]] = field(default_factory=dict)  # loss name -> its constructor's options
     solver: SolverConfig = field(default_factory=SolverConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
@@ -151,6 +164,8 @@ def _check_bounds(config: Config) -> None:
         "data.val_ids": (config.data.val_ids, 0),
         "data.views": (config.data.views, 1),
         "data.text_aug": (config.data.text_aug, 0),
+        "data.support_images": (config.data.support_images, 0),
+        "data.support_captions": (config.data.support_captions, 0),
         "data.noise_rate": (config.data.noise_rate, 0),
         "data.noise_seed": (config.data.noise_seed, 0),
         "data.num_instances": (config.data.num_instances, 1),

@@ -9,9 +9,10 @@ from torch.utils.data import DataLoader, Sampler
 
 from configs.schema import DataConfig
 from datasets.annotations import Annotations, Record
+from datasets.collate import Collate
+from datasets.images import Images
 from datasets.levels import check_levels
-from datasets.noise import noise_index
-from datasets.pairs import Collate, GalleryImages, Images, QueryCaptions, TrainPairs, pairs_of
+from datasets.pairs import GalleryImages, QueryCaptions, TrainPairs
 from datasets.samplers import IdentityBatches, RandomBatches
 from datasets.tokenizers import TextTokenizer, build_tokenizer
 from datasets.transforms import build_transform
@@ -84,16 +85,7 @@ def build_train_loader(
             "cuhk_pedes_att.json has, in place of reid_raw.json"
         )
     transform = build_transform(config, train=True)
-    pairs = TrainPairs(
-        *(annotations.train, annotations.train_labels, transform, tokenizer, fields, seed),
-        views=config.views,
-        text_levels=config.text_levels,
-        word_source=config.word_source,
-        text_aug=config.text_aug,
-        noise=noise_index(config, len(pairs_of(annotations.train))),
-        noise_drop=config.noise_drop,
-        skip_bad_images=config.on_bad_image == "skip",
-    )
+    pairs = TrainPairs(annotations.train, annotations.train_labels, transform, tokenizer, fields, seed, config)
     batches = build_batches(config, [pair.record.pid for pair in pairs.pairs], seed)
     workers = num_workers(config)
 

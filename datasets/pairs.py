@@ -1,4 +1,4 @@
-"""Torch data sets: training pairs, gallery images, query captions; and how their items become a batch."""
+"""Torch data sets: training pairs, gallery images, query captions."""
 
 from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
@@ -9,42 +9,17 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from configs.schema import DataConfig
 from datasets.annotations import Record
 from datasets.extras import augment_caption, random_mask
+from datasets.images import Images
 from datasets.levels import text_of_level
-from datasets.noise import Index
+from datasets.noise import noise_index
+from datasets.supports import Supports
 from datasets.tokenizers import ClipTokenizer, TextTokenizer
 from datasets.transforms import ImageTransform
 from utils.batch import Batch
 from utils.errors import ConfigError, DataError
-
-TEXT_FIELDS = ("caption_ids", "mlm_ids", "mlm_labels")
-
-
-class Images:
-    """Reads images by number, and knows which of them could not be read, also when workers did the reading.
-
-    Args:
-        paths: one per number.
-        skip_bad: `read` gives None for an image that cannot be read, instead of raising.
-    """
-
-    def __init__(self, paths: Sequence[str], *, skip_bad: bool) -> None:
-        self.paths, self.skip_bad = paths, skip_bad
-        self._bad = torch.zeros(len(paths), dtype=torch.bool).share_memory_()
-
-    def read(self, number: int) -> Image.Image | None:
-        try:
-            return read_image(self.paths[number])
-        except DataError:
-            if not self.skip_bad:
-                raise
-            self._bad[number] = True
-            return None
-
-    def unreadable(self) -> list[str]:
-        """The paths that could not be read until now."""
-        return sorted({self.paths[number] for number in self._bad.nonzero().flatten().tolist()})
 
 
 class Pair(NamedTuple):
@@ -77,17 +52,13 @@ class TrainPairs(Dataset[Batch]):
         tokenizer: captions -> ids.
         fields: the batch fields to make, of utils/batch.py.
         seed: of the random draws.
-        views: how often the image is in an item, each time augmented anew.
-        text_levels: of datasets/levels.py, one text of the item for each; where there are fewer of these than views,
-            or the other way round, the fewer ones come again.
-        word_source: what the level `word` draws from.
-        text_aug: part of a caption's tokens that `augment_caption` changes.
-        noise: which pair's caption each pair has; None: its own.
-        noise_drop: leave out the pairs whose caption is not their own.
-        skip_bad_images: put another pair, drawn at random, where an image cannot be read.
+        config: its views, texts, noise, support sets, and what to do about images that cannot be read. Where there are
+            fewer text levels than views, or the other way round, the fewer ones come again.
 
-    Raises (when an item is loaded):
-        DataError: an image cannot be read; with `skip_bad_images`, neither can those drawn in its place.
+    Raises:
+        ConfigError: fields, config and tokenizer do not go together; when it is made.
+        DataError: an image cannot be read (with `on_bad_image: skip`, neither can those drawn in its place); when an
+            item is loaded.
     """
 
     def __init__(
@@ -98,35 +69,36 @@ class TrainPairs(Dataset[Batch]):
         tokenizer: TextTokenizer,
         fields: Collection[str],
         seed: int,
-        *,
-        views: int = 1,
-        text_levels: Sequence[str] = ("sentence",),
-        word_source: str = "clause",
-        text_aug: float = 0.0,
-        noise: Index | None = None,
-        noise_drop: bool = False,
-        skip_bad_images: bool = False,
+        config: DataConfig,
     ) -> None:
         if "mlm_ids" in fields and not isinstance(tokenizer, ClipTokenizer):
             raise ConfigError("losses.mlm: masks captions of CLIP's tokenizer, data.tokenizer is of another kind")
-        if text_aug and not isinstance(tokenizer, ClipTokenizer):
+        if config.text_aug and not isinstance(tokenizer, ClipTokenizer):
             raise ConfigError("data.text_aug: changes captions of CLIP's tokenizer, data.tokenizer is of another kind")
-        self.views, self.text_levels, self.word_source = views, list(text_levels), word_source
-        self.text_aug, self.noise = text_aug, noise
+        self.config, self.labels, self.transform, self.tokenizer = config, labels, transform, tokenizer
+        self.fields, self.seed = fields, seed
+        self.size = max(config.views, len(config.text_levels))  # rows of an item
         self.pairs = pairs_of(records)
         self.clean = [True] * len(self.pairs)  # whether the caption is the pair's own
-        if noise is not None:
-            sources = [self.pairs[source] for source in noise]
-            self.clean = [source == place for place, source in enumerate(noise)]
+        self.noise = noise_index(config, len(self.pairs))  # which pair's caption each has; None: its own
+        if self.noise is not None:
+            sources = [self.pairs[source] for source in self.noise]
+            self.clean = [source == place for place, source in enumerate(self.noise)]
             self.pairs = [
                 Pair(pair.record, source.caption, source.attributes)
                 for pair, source in zip(self.pairs, sources, strict=True)
             ]
-        if noise_drop:
+        if config.noise_drop:
             self.pairs = [pair for pair, clean in zip(self.pairs, self.clean, strict=True) if clean]
             self.clean = [True] * len(self.pairs)
-        self.labels, self.transform, self.tokenizer, self.fields, self.seed = labels, transform, tokenizer, fields, seed
-        self.images = Images([pair.record.image_path for pair in self.pairs], skip_bad=skip_bad_images)
+        self.images = Images([pair.record.image_path for pair in self.pairs], skip_bad=config.on_bad_image == "skip")
+        self.supports: Supports | None = None
+        if any(name.startswith("support_") for name in fields):
+            if self.size > 1:
+                raise ConfigError("data.views, data.text_levels: support sets are for one view and one text of a pair")
+            self.supports = Supports(
+                [pair.record for pair in self.pairs], cross_view=config.text_support == "cross_view"
+            )
         # Shared memory: workers that live on from the last epoch see the new number.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 
@@ -137,40 +109,75 @@ class TrainPairs(Dataset[Batch]):
         return len(self.pairs)
 
     def __getitem__(self, index: int) -> Batch:
-        entropy = np.random.SeedSequence([self.seed, int(self._epoch), index])
+        entropy = self._entropy(index)
         index, image = self._read(index)
-        pair = self.pairs[index]
-        size = max(self.views, len(self.text_levels))
+        pair, rng = self.pairs[index], np.random.default_rng(entropy)
         item = {
             "index": torch.tensor([index]),
-            "pids": torch.tensor([self.labels[pair.record.pid]] * size),
-            "clean": torch.tensor([self.clean[index]] * size),
+            "pids": torch.tensor([self.labels[pair.record.pid]] * self.size),
+            "image_ids": torch.tensor([pair.record.image_id] * self.size),
+            "clean": torch.tensor([self.clean[index]] * self.size),
         }
+        views = self._augmented([image] * self.config.views, entropy)
+        texts = self._encoded(self._texts(pair, rng), rng)
+        item["images"], item["caption_ids"] = (_cycled(parts, self.size) for parts in (views, texts))
+        if "mlm_ids" in self.fields:
+            masked = [random_mask(ids, self._mask_id, rng) for ids in item["caption_ids"]]
+            item["mlm_ids"], item["mlm_labels"] = (torch.stack(parts) for parts in zip(*masked, strict=True))
+        return item if self.supports is None else item | self._support(index, self.supports)
+
+    def _augmented(self, images: Sequence[Image.Image], entropy: np.random.SeedSequence) -> list[Tensor]:
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(int(entropy.generate_state(1, np.uint64)[0]))  # not the GPUs', too
-            views = [self.transform(image) for _ in range(self.views)]
-        rng = np.random.default_rng(entropy)
-        texts = [self.tokenizer.encode(text) for text in self._texts(pair, rng)]
-        mask_id = self.tokenizer.mask_id if isinstance(self.tokenizer, ClipTokenizer) else 0
-        if self.text_aug:
-            texts = [augment_caption(ids, mask_id, self.text_aug, rng) for ids in texts]
-        item["images"], item["caption_ids"] = (_cycled(parts, size) for parts in (views, texts))
-        if "mlm_ids" in self.fields:
-            masked = [random_mask(ids, mask_id, rng) for ids in item["caption_ids"]]
-            item["mlm_ids"], item["mlm_labels"] = (torch.stack(parts) for parts in zip(*masked, strict=True))
-        return item
+            return [self.transform(image) for image in images]
+
+    def _encoded(self, texts: Sequence[str], rng: np.random.Generator) -> list[Tensor]:
+        ids = [self.tokenizer.encode(text) for text in texts]
+        rate = self.config.text_aug
+        return [augment_caption(one, self._mask_id, rate, rng) for one in ids] if rate else ids
+
+    @property
+    def _mask_id(self) -> int:
+        assert isinstance(self.tokenizer, ClipTokenizer)
+        return self.tokenizer.mask_id
 
     def _texts(self, pair: Pair, rng: np.random.Generator) -> list[str]:
-        if self.text_levels == ["sentence"]:
+        if self.config.text_levels == ["sentence"]:
             return [pair.caption]
-        attributes = pair.attributes if self.word_source == "attributes" else None
-        return [text_of_level(pair.caption, level, rng, attributes) for level in self.text_levels]
+        attributes = pair.attributes if self.config.word_source == "attributes" else None
+        return [text_of_level(pair.caption, level, rng, attributes) for level in self.config.text_levels]
+
+    def _support(self, index: int, supports: Supports) -> Batch:
+        """Other images and captions of the identity: which pairs have them, and those that are real, each augmented."""
+        entropy = self._entropy(index, 2)
+        pairs, mask = supports.images(index, self.config.support_images, np.random.default_rng(entropy))
+        item: Batch = {"support_image_pairs": torch.from_numpy(pairs)[None]}
+        if "support_images" in self.fields:
+            found = [self.images.read(pair) for pair in pairs[mask]]
+            mask[mask] = [image is not None for image in found]
+            views = self._augmented([image for image in found if image is not None], entropy)
+            item["support_images"] = torch.stack(views) if views else torch.empty(0, 3, *self.config.image_size)
+        item["support_image_mask"] = torch.from_numpy(mask)[None]
+
+        rng = np.random.default_rng(self._entropy(index, 3))
+        pairs, mask = supports.captions(index, self.config.support_captions, rng)
+        item["support_caption_pairs"] = torch.from_numpy(pairs)[None]
+        item["support_caption_mask"] = torch.from_numpy(mask)[None]
+        if "support_caption_ids" in self.fields:
+            texts = self._encoded([self.pairs[pair].caption for pair in pairs[mask]], rng)
+            empty = torch.empty(0, self.config.text_length, dtype=torch.int64)
+            item["support_caption_ids"] = torch.stack(texts) if texts else empty
+        return item
+
+    def _entropy(self, index: int, *stream: int) -> np.random.SeedSequence:
+        """What is random about a pair in this epoch; the pair itself has no stream, its stand-in has 1."""
+        return np.random.SeedSequence([self.seed, int(self._epoch), index, *stream])
 
     def _read(self, index: int) -> tuple[int, Image.Image]:
         """The image of a pair, or of one that stands in for it; and which pair that is."""
         if (image := self.images.read(index)) is not None:
             return index, image
-        stand_ins = np.random.default_rng([self.seed, int(self._epoch), index, 1]).integers(len(self), size=20).tolist()
+        stand_ins = np.random.default_rng(self._entropy(index, 1)).integers(len(self), size=20).tolist()
         for stand_in in stand_ins:
             if (image := self.images.read(stand_in)) is not None:
                 return stand_in, image
@@ -211,48 +218,6 @@ class QueryCaptions(Dataset[Batch]):
         return {"caption_ids": self.tokenizer.encode(caption)[None], "pids": torch.tensor([pid])}
 
 
-def read_image(path: str) -> Image.Image:
-    """The image as RGB.
-
-    Raises:
-        DataError: it is missing, truncated or no image; the message names the path.
-    """
-    try:
-        with Image.open(path) as image:
-            return image.convert("RGB")
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such image") from None
-    except Exception as error:  # PIL's decoders raise errors of many types on damaged files
-        raise DataError(f"{path}: this image cannot be read ({error})") from None
-
-
-class Collate:
-    """Items -> Batch: one after another; text cut to the longest caption unless `full_text`; only the fields asked for.
-
-    Empty items (skipped images) are left out. Cutting changes no embedding (the text tower is causal, what follows the
-    end of a caption is not looked at) and saves the tower the padding. It is done here, on the CPU, where looking at
-    the ids makes no GPU wait.
-    """
-
-    def __init__(self, fields: Collection[str] | None = None, *, full_text: bool = False) -> None:
-        self.fields, self.full_text = fields, full_text
-
-    def __call__(self, items: Sequence[Batch]) -> Batch:
-        items = [item for item in items if item]
-        batch = {name: torch.cat([item[name] for item in items]) for name in items[0]} if items else {}
-        if "caption_ids" in batch and not self.full_text:
-            length = longest(batch["caption_ids"])
-            batch |= {name: batch[name][:, :length].contiguous() for name in TEXT_FIELDS if name in batch}
-        if "mlm_labels" in batch:
-            batch["mlm_positions"] = batch["mlm_labels"].flatten().nonzero().squeeze(1)
-        return batch if self.fields is None else {name: batch[name] for name in batch if name in self.fields}
-
-
 def _cycled(parts: Sequence[Tensor], size: int) -> Tensor:
     """`size` of the parts, beginning again where there are fewer, stacked."""
     return torch.stack([parts[number % len(parts)] for number in range(size)])
-
-
-def longest(caption_ids: Tensor) -> int:
-    """The number of columns of (B, L) ids up to the last one that is not padding in every row."""
-    return int(caption_ids.any(dim=0).nonzero().max()) + 1

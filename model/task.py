@@ -2,18 +2,24 @@
 
 import dataclasses
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
+import yaml
 from torch import Tensor, nn
 
 from configs.schema import Config
+from model.convert import load_weights
 from model.encoders import ENCODERS, Encoded, Encoder
 from model.objectives import OBJECTIVES, Facts, Objective, PartMean, Step, Values
+from model.teacher import CachedTeacher, Teacher
 from utils.batch import Batch
-from utils.config import constructor_options, to_plain
-from utils.errors import ConfigError
+from utils.checkpoint import load_checkpoint
+from utils.config import constructor_options, to_plain, typed
+from utils.errors import CheckpointError, ConfigError
 from utils.registry import did_you_mean
+
+AnyTeacher: TypeAlias = Teacher | CachedTeacher
 
 
 class RetrievalTask(nn.Module):
@@ -26,6 +32,7 @@ class RetrievalTask(nn.Module):
 
     def __init__(self, encoder: Encoder, objectives: dict[str, Objective]) -> None:
         super().__init__()
+        self._teacher: list[AnyTeacher] = []  # one or none; in a list, so that it is neither trained nor saved
         for name, objective in objectives.items():
             if objective.reads_tokens and encoder.drops_tokens:
                 raise ConfigError(f"losses.{name}: needs all tokens; model.mask_ratio=0 keeps them")
@@ -36,8 +43,26 @@ class RetrievalTask(nn.Module):
         extra = frozenset().union(*(objective.text_fields for objective in objectives.values()))
         self.text_fields = [self.caption_field, *sorted(extra - {self.caption_field})]
         inputs = frozenset().union(*(objective.inputs for objective in objectives.values()))
-        self.inputs: frozenset[str] = inputs | {"images", "pids", *self.text_fields}
+        self._inputs = inputs | encoder.inputs | {"images", "pids", *self.text_fields}
         self.full_text = encoder.full_text or any(objective.full_text for objective in objectives.values())
+
+    @property
+    def inputs(self) -> frozenset[str]:
+        """The batch fields that it reads."""
+        return self._inputs if self.teacher is None else self._inputs | self.teacher.inputs
+
+    @property
+    def teacher(self) -> AnyTeacher | None:
+        return self._teacher[0] if self._teacher else None
+
+    def learn_from(self, teacher: AnyTeacher) -> None:
+        """Let the losses that distil learn from this teacher, and from no other."""
+        self._teacher = [teacher]
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "RetrievalTask":
+        if self.teacher is not None:
+            self.teacher._apply(fn)  # it moves to another device with the rest
+        return super()._apply(fn, recurse)
 
     def forward(self, batch: Batch) -> tuple[Tensor, Values]:
         """The weighted sum of the losses, and what to log: each loss unweighted as `<name>_loss`, accuracies."""
@@ -67,9 +92,16 @@ class RetrievalTask(nn.Module):
         text = self.encoder.encode_text(ids)
         size = len(batch["images"])
         texts = dict(zip(self.text_fields, text.tokens.split(size), strict=True))
-        images, captions = (image.embedding, *image.more), (text.embedding, *text.more)
+        captions = Encoded(text.embedding[:size], text.tokens[:size], tuple(part[:size] for part in text.more))
+        image, captions = self.encoder.enrich(image, captions, batch)
+        both = zip((image.embedding, *image.more), (captions.embedding, *captions.more), strict=True)
+        embeddings = tuple((a.float(), b.float()) for a, b in both)
+        teacher = None if self.teacher is None else self.teacher(batch)
+        if self.encoder.teaches:
+            teacher = (embeddings[-1][0].detach(), embeddings[-1][1].detach())
         return Step(
-            embeddings=tuple((a.float(), b[:size].float()) for a, b in zip(images, captions, strict=True)),
+            embeddings=embeddings,
+            teacher=teacher,
             pids=batch["pids"],
             logit_scale=self.encoder.logit_scale,
             image_tokens=image.tokens,
@@ -122,9 +154,49 @@ def build_task(config: Config, num_pids: int | None, *, pretrained: bool = True)
     facts = Facts(
         num_pids, encoder.embed_dim, encoder.vocab_size, noise_rate=config.data.noise_rate, dataset=config.data.dataset
     )
-    return RetrievalTask(
-        encoder, {name: objective(facts, **options) for name, (objective, options) in _objectives(config).items()}
-    )
+    objectives = {name: objective(facts, **options) for name, (objective, options) in _objectives(config).items()}
+    return RetrievalTask(encoder, objectives)
+
+
+def needs_teacher(config: Config) -> bool:
+    """Whether some loss distils, and the encoder does not teach itself.
+
+    Raises:
+        ConfigError: that is so, and no teacher is named; the message says how to make one.
+    """
+    if ENCODERS.get(config.model["name"], "model.name").teaches or not any(
+        OBJECTIVES.get(name, f"losses.{name}").needs_teacher for name in config.losses
+    ):
+        return False
+    if config.teacher.checkpoint is None:
+        make = config.teacher.config or "configs/lcr2s_teacher.yaml"
+        raise ConfigError(
+            "teacher.checkpoint: this config distils from a trained teacher, and none is named; to make one:\n"
+            f"  python train.py --config {make} --run runs/teacher\n"
+            "then give this command also: --set teacher.checkpoint=runs/teacher/last.pt"
+        )
+    return True
+
+
+def build_teacher(config: Config) -> Teacher:
+    """The teacher of a config, built as its own checkpoint says.
+
+    Raises:
+        ConfigError: it was trained on other images or with another tokenizer.
+        CheckpointError: it is no checkpoint of train.py, or damaged.
+    """
+    path = str(config.teacher.checkpoint)
+    text = load_checkpoint(path).get("config")
+    if not isinstance(text, str):
+        raise CheckpointError(f"{path}: is no checkpoint of train.py, so it does not say how its encoder is built")
+    own = typed(Config, yaml.safe_load(text))
+    for name in ("image_size", "image_mean", "image_std", "tokenizer", "text_length"):
+        theirs, ours = getattr(own.data, name), getattr(config.data, name)
+        if theirs != ours:
+            raise ConfigError(f"data.{name}: {ours}, but the teacher ({path}) was trained with {theirs}")
+    task = build_task(own, None, pretrained=False)
+    load_weights(task, path, format="own")
+    return Teacher(task.encoder)
 
 
 def _encoder(config: Config) -> tuple[Callable[..., Encoder], dict[str, Any]]:

@@ -68,12 +68,12 @@ def embed(encoder: Encoder, loaders: EvalLoaders, device: torch.device, precisio
         with autocast(device, precision):
             images = [
                 (encoder.encode_image(batch["images"]).joint, batch["pids"])
-                for batch in _batches(loaders.gallery, "gallery", device)
+                for batch in batches(loaders.gallery, "gallery", device)
                 if batch  # a whole batch of skipped images is empty
             ]
             captions = [
                 (encoder.encode_text(batch["caption_ids"]).joint, batch["pids"])
-                for batch in _batches(loaders.query, "queries", device)
+                for batch in batches(loaders.query, "queries", device)
             ]
     finally:
         encoder.train(was_training)
@@ -98,6 +98,7 @@ def _rank(query: Tensor, gallery: Tensor, query_pids: Tensor, gallery_pids: Tens
     return rank_queries(similarity_chunks(query, gallery), query_pids, gallery_pids)
 
 
-def _batches(loader: DataLoader[Batch], what: str, device: torch.device) -> Iterator[Batch]:
+def batches(loader: DataLoader[Batch], what: str, device: torch.device) -> Iterator[Batch]:
+    """The loader's batches on `device`, with a bar."""
     for batch in tqdm(loader, desc=f"embedding {what}", leave=False, disable=None):
         yield to_device(batch, device)

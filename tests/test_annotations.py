@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from datasets.annotations import ADAPTERS, carve_val, count_split, load_annotations
-from datasets.pairs import read_image
+from datasets.images import read_image
 from utils.errors import ConfigError, DataError
 
 LAYOUTS = {  # data set -> (its folder, its annotation file, the field that holds the image's path)

@@ -9,8 +9,9 @@ from PIL import Image
 
 from configs.schema import CLIP_MEAN, CLIP_STD, DataConfig
 from datasets.annotations import load_annotations
+from datasets.collate import Collate, longest
+from datasets.images import read_image
 from datasets.loaders import build_eval_loaders, build_train_loader, data_tokenizer, num_workers
-from datasets.pairs import Collate, longest, read_image
 from datasets.samplers import RandomBatches
 from datasets.transforms import build_transform
 from utils.batch import FIELDS

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from configs.schema import load_config
-from datasets.pairs import Collate
+from datasets.collate import Collate
 from model.convert import LoadReport, load_converted, load_weights
 from model.encoders.towers import resize_position_grid
 from model.formats import IRRA_RULES, irra, renamed

@@ -127,7 +127,7 @@ def test_attributes_move_with_their_caption(root: Path) -> None:
         replace(record, attributes=tuple({"of": caption} for caption in record.captions))
         for record in load_annotations("synthetic", root).train
     ]
-    pairs = TrainPairs(records, {}, None, None, [], 1, noise=noise_permutation(32, 0.9))  # type: ignore[arg-type]
+    pairs = TrainPairs(records, {}, None, None, [], 1, DataConfig(noise_rate=0.9))  # type: ignore[arg-type]
     assert all(pair.attributes == {"of": pair.caption} for pair in pairs.pairs)
 
 
@@ -266,4 +266,4 @@ def test_only_clips_tokens_can_be_augmented(root: Path) -> None:
     from datasets.pairs import TrainPairs
 
     with pytest.raises(ConfigError, match=r"data\.text_aug: changes captions of CLIP's tokenizer"):
-        TrainPairs(load_annotations("synthetic", root).train, {}, None, None, [], 1, text_aug=0.2)  # type: ignore[arg-type]
+        TrainPairs(load_annotations("synthetic", root).train, {}, None, None, [], 1, DataConfig(text_aug=0.2))  # type: ignore[arg-type]

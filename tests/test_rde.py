@@ -39,6 +39,7 @@ def step_of(*embeddings: tuple[Tensor, Tensor], pids: Tensor, **batch: Tensor) -
         image_tokens=empty,
         caption_ids=empty,
         text_tokens=empty,
+        teacher=None,
         texts={},
         batch=batch,
     )

@@ -381,7 +381,7 @@ def test_it_runs_under_autocast() -> None:
         ("model.ratio=1.2", r"model\.ratio: is a part of the tokens"),
         ("model.selected_dim=1", r"model\.selected_dim: must be at least 2"),
         ("model.bn=none", r"model\.bn: "),
-        ("model.image.arch=vit_base_patch16_siglip_224", r"model\.image\.arch: .* has no class token"),
+        ("model.image.arch=vit_base_patch16_siglip_224", r"model\.image\.arch: has no class token"),
     ],
 )
 def test_bad_options_are_errors(override: str, message: str) -> None:

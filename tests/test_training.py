@@ -10,7 +10,7 @@ import torch
 
 import test as test_program
 import train as train_program
-from configs.schema import Config, load_config
+from configs.schema import Config, DataConfig, load_config
 from datasets.annotations import load_annotations
 from datasets.loaders import build_eval_loaders, data_tokenizer
 from datasets.pairs import TrainPairs
@@ -343,7 +343,7 @@ def test_meters_average_over_pairs_not_batches() -> None:
 
 def test_the_watch_names_the_first_bad_step(root: Path) -> None:
     annotations = load_annotations("synthetic", root)
-    pairs = TrainPairs(annotations.train, annotations.train_labels, None, None, (), 0)  # type: ignore[arg-type]
+    pairs = TrainPairs(annotations.train, annotations.train_labels, None, None, (), 0, DataConfig())  # type: ignore[arg-type]
     watch = StepWatch(pairs)
     watch.note(1, {"loss": torch.tensor(1.0)}, torch.tensor([0]))
     watch.check()

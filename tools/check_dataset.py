@@ -17,8 +17,8 @@ from tqdm import tqdm
 
 from configs.schema import DataConfig
 from datasets.annotations import ADAPTERS, SPLITS, Adapter, Record, count_split
+from datasets.images import read_image
 from datasets.loaders import num_workers
-from datasets.pairs import read_image
 from datasets.tokenizers import clean
 from tools import dataset_faults as faults
 from tools.dataset_faults import LEVELS, MISSING, OFFICIAL, Finding, Look, Seen, Text

@@ -8,17 +8,25 @@ from torch import Tensor
 
 Batch: TypeAlias = dict[str, Tensor]
 
-# B pairs in a batch, L columns of text (the longest caption of the batch, unless full-length text is asked for),
-# M masked tokens in the whole batch. A task names the fields it needs; the loaders make those and no others.
+# B pairs in a batch, M slots in the support set of each, L columns of text (the longest caption of the batch, unless
+# full-length text is asked for), K masked tokens in the whole batch. A task names the fields it needs; the loaders
+# make those and no others.
 FIELDS: Mapping[str, str] = {
     "index": "int64 (B,): position of each pair in the training list",
     "images": "float32 (B, 3, H, W): normalised",
     "caption_ids": "int64 (B, L): token ids, 0 = padding",
     "pids": "int64 (B,): identities, relabelled 0..C-1 in training",
+    "image_ids": "int64 (B,): number of each pair's image in its split",
+    "support_images": "float32 (R, 3, H, W): other images of the identities, the real ones of all pairs in a row",
+    "support_image_mask": "bool (B, M): which slots are real",
+    "support_image_pairs": "int64 (B, M): training pairs that have those images",
+    "support_caption_ids": "int64 (S, L'): other captions of the identities, the real ones of all pairs in a row",
+    "support_caption_mask": "bool (B, M): which slots are real",
+    "support_caption_pairs": "int64 (B, M): training pairs that have those captions",
     "clean": "bool (B,): false where noise gave the pair a caption that is not its own",
     "mlm_ids": "int64 (B, L): caption_ids with some tokens masked or replaced",
     "mlm_labels": "int64 (B, L): the original token where mlm_ids asks for it, else 0",
-    "mlm_positions": "int64 (M,): where mlm_labels.flatten() is not 0, found on the CPU so that no GPU has to wait",
+    "mlm_positions": "int64 (K,): where mlm_labels.flatten() is not 0, found on the CPU so that no GPU has to wait",
 }
 
 

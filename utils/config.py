@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import inspect
 import typing
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -57,7 +57,8 @@ def constructor_options(constructor: Callable[..., Any], options: Mapping[str, A
     """The keyword arguments for `constructor` that a YAML's `options` mean: checked, typed, defaults filled in.
 
     The constructor is the schema: its keyword-only parameters are what YAML may set, with their annotations and
-    defaults; `prefix` is where the options stand in the config.
+    defaults, and those of its base class where it takes `**options` for that. `prefix` is where the options stand in
+    the config.
 
     Raises:
         ConfigError: an option that the constructor does not take, of the wrong type, or a required one missing.
@@ -169,19 +170,33 @@ def _explain(schema: type, path: tuple[str, ...], prefix: str, error: Exception)
 
 
 def _schema_of(constructor: Callable[..., Any]) -> type:
-    """A dataclass with one field for each keyword-only parameter of `constructor`."""
-    target = constructor.__init__ if inspect.isclass(constructor) else constructor
-    hints = typing.get_type_hints(target)
-    fields: list[Any] = []
-    for parameter in inspect.signature(constructor).parameters.values():
-        if parameter.kind is not inspect.Parameter.KEYWORD_ONLY:
-            continue
-        default = dataclasses.field(default="???")  # OmegaConf's mark of a value that must be given
-        if parameter.default is not inspect.Parameter.empty:
-            default = dataclasses.field(default_factory=functools.partial(_same, parameter.default))
-        fields.append((parameter.name, hints.get(parameter.name, Any), default))
+    """A dataclass with one field for each keyword-only parameter of `constructor`, and of those that it hands on to."""
+    fields: dict[str, Any] = {}
+    for target in _targets(constructor):
+        hints = typing.get_type_hints(target)
+        for parameter in inspect.signature(target).parameters.values():
+            if parameter.kind is not inspect.Parameter.KEYWORD_ONLY:
+                continue
+            default = dataclasses.field(default="???")  # OmegaConf's mark of a value that must be given
+            if parameter.default is not inspect.Parameter.empty:
+                default = dataclasses.field(default_factory=functools.partial(_same, parameter.default))
+            fields.setdefault(parameter.name, (parameter.name, hints.get(parameter.name, Any), default))
     name = getattr(constructor, "__name__", "Options")
-    return dataclasses.make_dataclass(name, fields, frozen=True)
+    return dataclasses.make_dataclass(name, fields.values(), frozen=True)
+
+
+def _targets(constructor: Callable[..., Any]) -> Iterator[Callable[..., Any]]:
+    """The function; or a class's `__init__`, and while these take `**options` for it, that of the next base class."""
+    if not inspect.isclass(constructor):
+        yield constructor
+        return
+    for owner in constructor.__mro__:
+        if "__init__" in vars(owner):
+            target = vars(owner)["__init__"]
+            yield target
+            kinds = [parameter.kind for parameter in inspect.signature(target).parameters.values()]
+            if inspect.Parameter.VAR_KEYWORD not in kinds:
+                return
 
 
 def _same(value: T) -> T:

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from utils.batch import Batch
 from utils.registry import Registry
 
 
@@ -44,6 +45,8 @@ class Encoder(nn.Module, ABC):
     notes: tuple[str, ...] = ()  # what a log should say about how it was built
     tokenizers: ClassVar[tuple[str, ...]] = ("clip",)  # the kinds of token ids that it understands
     full_text: bool = False  # wants text of all columns, not only up to the longest caption
+    inputs: frozenset[str] = frozenset()  # batch fields that `enrich` reads
+    teaches: ClassVar[bool] = False  # its last embedding is a teacher of its first
     drops_tokens: bool = False  # its tokens are not all there in training
 
     @abstractmethod
@@ -53,6 +56,10 @@ class Encoder(nn.Module, ABC):
     @abstractmethod
     def encode_text(self, caption_ids: Tensor) -> Encoded:
         """int64 (B, L) -> embeddings (B, D) and tokens (B, L, D)."""
+
+    def enrich(self, image: Encoded, text: Encoded, batch: Batch) -> tuple[Encoded, Encoded]:
+        """In training, what the losses see in place of the encoded images and captions of a batch."""
+        return image, text
 
     def compile_towers(self) -> None:
         """torch.compile what takes the time."""

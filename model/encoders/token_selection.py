@@ -1,6 +1,6 @@
 """CLIP's encoder with a second embedding, pooled from the tokens that the last block attends to most (RDE)."""
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -8,7 +8,6 @@ from torch import Tensor, nn
 
 from model.encoders.base import ENCODERS, Encoded
 from model.encoders.clip import CLIPEncoder
-from model.encoders.towers import ImageOptions, TextOptions
 from utils.errors import ConfigError
 
 
@@ -17,7 +16,7 @@ class TokenSelectionEncoder(CLIPEncoder):
     """Qin et al., CVPR 2024, section 3.2 (RDE model/build.py, model/grab.py; RDE spec 3).
 
     Args:
-        image_size, text_length, pretrained, embed_dim, temperature, image, text: as in `CLIPEncoder`.
+        image_size, text_length, pretrained, clip: as in `CLIPEncoder`.
         selected_dim: of the second embedding.
         ratio: part of the patches, and of the words that `text_length` has room for, that it is pooled from.
         bn: `frozen` normalises by the running statistics and never moves them, as the published numbers had it;
@@ -30,29 +29,24 @@ class TokenSelectionEncoder(CLIPEncoder):
         text_length: int,
         pretrained: bool,
         *,
-        embed_dim: int = 512,
-        temperature: float = 0.02,
-        image: ImageOptions = ImageOptions(),
-        text: TextOptions = TextOptions(),
         selected_dim: int = 1024,
         ratio: float = 0.3,
         bn: Literal["frozen", "batch"] = "frozen",
+        **clip: Any,
     ) -> None:
-        super().__init__(
-            *(image_size, text_length, pretrained), embed_dim=embed_dim, temperature=temperature, image=image, text=text
-        )
+        super().__init__(image_size, text_length, pretrained, **clip)
         if selected_dim < 2:
             raise ConfigError(f"model.selected_dim: must be at least 2, is {selected_dim}")
         if not 0 < ratio <= 1:
             raise ConfigError(f"model.ratio: is a part of the tokens, above 0 and at most 1, is {ratio}")
         if not self.image.has_class_token:
-            raise ConfigError(f"model.image.arch: {image.arch} has no class token that attends to the patches")
-        self.embeddings = {"bge": embed_dim, "tse": selected_dim}
+            raise ConfigError("model.image.arch: has no class token that attends to the patches")
+        self.embeddings = {"bge": self.embed_dim, "tse": selected_dim}
         self.num_patches = max(1, int(self.image.trunk.patch_embed.num_patches * ratio))
         self.num_words = max(1, int((text_length - 2) * ratio))
         self.full_text = bn == "batch"  # its statistics count the padding that short captions are filled up with
         self.selection = nn.ModuleDict(
-            {tower: TokenMLP(embed_dim, selected_dim, bn == "frozen") for tower in ("image", "text")}
+            {tower: TokenMLP(self.embed_dim, selected_dim, bn == "frozen") for tower in ("image", "text")}
         )
         last = self.image.trunk.blocks[-1].attn
         self.image_attention = Attention(last.q_norm, last.k_norm)  # these are behind the split into heads

@@ -48,6 +48,7 @@ class Step:
     image_tokens: Tensor  # (B, 1 + N, D)
     caption_ids: Tensor  # int64 (B, L), the captions of `text`
     text_tokens: Tensor  # (B, L, D), theirs
+    teacher: tuple[Tensor, Tensor] | None  # its embeddings of image and text, float32 (B, D') each, constant
     texts: Mapping[str, Tensor]  # batch field of token ids -> their tokens (B, L, D)
     batch: Batch
 
@@ -71,6 +72,7 @@ class Objective(nn.Module):
 
     inputs: ClassVar[frozenset[str]] = frozenset()  # batch fields beyond images, captions and pids
     text_fields: ClassVar[frozenset[str]] = frozenset()  # batch fields of token ids that the text tower must encode
+    needs_teacher: ClassVar[bool] = False
     reads_tokens: ClassVar[bool] = False  # needs the tokens of both towers, all of them
     autocast: ClassVar[bool] = False  # runs in the precision of the encoder; losses themselves are fp32
     full_text: bool = False  # wants text of all columns, not only up to the longest caption

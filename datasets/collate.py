@@ -1,0 +1,40 @@
+"""How items become a batch."""
+
+from collections.abc import Collection, Sequence
+
+import torch
+from torch import Tensor
+
+from utils.batch import Batch
+
+TEXT_FIELDS = ("caption_ids", "mlm_ids", "mlm_labels")
+
+
+class Collate:
+    """Items -> Batch: one after another; text cut to the longest caption unless `full_text`; only the fields asked for.
+
+    Empty items (skipped images) are left out. Cutting changes no embedding (the text tower is causal, what follows the
+    end of a caption is not looked at) and saves the tower the padding. It is done here, on the CPU, where looking at
+    the ids makes no GPU wait.
+    """
+
+    def __init__(self, fields: Collection[str] | None = None, *, full_text: bool = False) -> None:
+        self.fields, self.full_text = fields, full_text
+
+    def __call__(self, items: Sequence[Batch]) -> Batch:
+        items = [item for item in items if item]
+        batch = {name: torch.cat([item[name] for item in items]) for name in items[0]} if items else {}
+        if "caption_ids" in batch and not self.full_text:
+            length = longest(batch["caption_ids"])
+            batch |= {name: batch[name][:, :length].contiguous() for name in TEXT_FIELDS if name in batch}
+            support = batch.get("support_caption_ids")
+            if support is not None and len(support):
+                batch["support_caption_ids"] = support[:, : longest(support)].contiguous()
+        if "mlm_labels" in batch:
+            batch["mlm_positions"] = batch["mlm_labels"].flatten().nonzero().squeeze(1)
+        return batch if self.fields is None else {name: batch[name] for name in batch if name in self.fields}
+
+
+def longest(caption_ids: Tensor) -> int:
+    """The number of columns of (B, L) ids up to the last one that is not padding in every row."""
+    return int(caption_ids.any(dim=0).nonzero().max()) + 1
