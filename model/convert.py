@@ -14,7 +14,7 @@ from utils.checkpoint import read_weights, state_dict_of
 from utils.errors import CheckpointError, ConfigError
 from utils.logger import format_table
 
-EXTRA = "encoder.selection."  # behind the towers, which are whole without it
+EXTRA = ("encoder.selection.", "encoder.fusion.")  # behind the towers, which are whole without them
 CLASSIFIER = "objectives.id.classifier."  # its size is that of the data set it was trained on
 
 

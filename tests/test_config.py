@@ -2,6 +2,7 @@
 
 import string
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 from configs.schema import Config, load_config
 from model.task import build_task, resolve
 from tests.conftest import ROOT, TINY, TINY_IVT
-from utils.config import to_plain, to_yaml
+from utils.config import constructor_options, to_plain, to_yaml
 from utils.errors import ConfigError
 
 SHIPPED = sorted((ROOT / "configs").glob("*.yaml"))
@@ -198,3 +199,31 @@ def test_any_misspelt_key_is_rejected(data: st.DataObject) -> None:
 
 def test_the_default_config_is_typed() -> None:
     assert isinstance(load_config(ROOT / "configs/irra.yaml"), Config)
+
+
+class _Base:
+    def __init__(self, fact: int, *, size: int = 3, name: str = "base") -> None:
+        self.options = (size, name)
+
+
+class _Handing(_Base):
+    def __init__(self, fact: int, *, extra: bool = False, name: str = "own", **base: Any) -> None:
+        super().__init__(fact, name=name, **base)
+
+
+class _Silent(_Handing):
+    pass
+
+
+class _Closed(_Handing):
+    def __init__(self, fact: int, *, only: int = 1) -> None:
+        super().__init__(fact)
+
+
+def test_a_constructor_may_hand_options_on_to_its_base_class() -> None:
+    for constructor in (_Handing, _Silent):
+        assert constructor_options(constructor, {"size": 5}, "x") == {"extra": False, "name": "own", "size": 5}
+        with pytest.raises(ConfigError, match=r"x\.siz: unknown key; did you mean 'size'"):
+            constructor_options(constructor, {"siz": 5}, "x")
+    assert constructor_options(_Closed, {}, "x") == {"only": 1}
+    assert constructor_options(_Base, {}, "x") == {"size": 3, "name": "base"}

@@ -62,7 +62,7 @@ def test_the_options_of_the_variants_page_are_accepted() -> None:
     checked = 0
     for section in (ROOT / "docs/variants.md").read_text().split("\n## ")[1:]:
         title = section.split("\n")[0].lower()
-        config = title if title in ("ivt", "rde") else "fmfa"
+        config = {"ivt": "ivt", "rde": "rde", "lcr2s-style": "lcr2s"}.get(title, "fmfa")
         for overrides in re.findall(r"`([^`\n]*=[^`\n]*)`", section):
             resolve(load_config(ROOT / f"configs/{config}.yaml", overrides.split()))
             checked += 1

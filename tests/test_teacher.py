@@ -2,6 +2,7 @@
 
 import copy
 import json
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from configs.schema import Config, load_config
 from datasets.annotations import load_annotations
 from datasets.loaders import TrainLoader, build_train_loader, data_tokenizer
 from datasets.transforms import build_transform
+from model.convert import load_init
 from model.encoders.fusion import FusionEncoder
 from model.task import RetrievalTask, build_task, build_teacher, needs_teacher, resolve
 from model.teacher import CachedTeacher, Teacher
@@ -21,8 +23,10 @@ from solver.optimizer import build_optimizer
 from tests.conftest import ROOT, TINY
 from tests.test_command_line import run_program
 from tests.test_transfer import evaluate
+from tools import benchmark_distillation, teacher_readout
 from utils.checkpoint import load_checkpoint, save_checkpoint
 from utils.errors import CheckpointError, ConfigError
+from utils.metrics import retrieval_metrics
 
 CONFIGS = ROOT / "configs"
 CPU = torch.device("cpu")
@@ -242,6 +246,16 @@ def test_the_teacher_says_its_enriched_embeddings(root: Path, teacher_run: Path)
     assert not any(side.requires_grad for side in step.teacher)
 
 
+def test_a_student_may_start_from_its_teacher(root: Path, teacher_run: Path) -> None:
+    config = student_config(root, teacher_run, f"init.path={teacher_run / 'last.pt'}")
+    student = task_of(config)
+    report = load_init(student, config.init)
+    assert report is not None and not report.missing
+    assert report.unexpected and all(name.startswith("encoder.fusion.") for name in report.unexpected)
+    trained = load_checkpoint(teacher_run / "last.pt")["model"]
+    assert all(torch.equal(value, trained[name]) for name, value in student.state_dict().items())
+
+
 def test_a_plain_encoder_can_teach_too(root: Path, tmp_path: Path) -> None:
     run = train_program.train(tiny_config("baseline", root), tmp_path / "run")
     student = student_of(student_config(root, run))
@@ -293,6 +307,27 @@ def test_the_cached_teacher_says_what_the_teacher_would(root: Path, teacher_run:
         expected, found = explicit.encode(full).teacher, cached.encode(small).teacher
         assert expected is not None and found is not None
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_cached_step_runs_the_towers_as_often_as_the_baselines(root: Path) -> None:
+    config, own = tiny_config("lcr2s", root), tiny_config("lcr2s_teacher", root)
+    seen = {}
+    for way in benchmark_distillation.WAYS:
+        task = benchmark_distillation.build(way, config, own)
+        rows: Counter[str] = Counter()
+        towers = [module for module in (task, task.teacher) if module is not None]
+        for name in ("image", "text"):
+            for module in towers:
+                tower = getattr(getattr(module, "encoder", None), name, None)
+                if tower is not None:
+                    tower.register_forward_pre_hook(lambda _, args, n=name, r=rows: r.update({n: len(args[0])}))
+        benchmark_distillation.step_seconds(task, benchmark_distillation.random_batch(config, 3, 1024))
+        seen[way] = dict(rows)
+    assert seen == {
+        "baseline": {"image": 3, "text": 3},
+        "cached teacher": {"image": 3, "text": 3},
+        "teacher in every step": {"image": 3 + 3 + 12, "text": 3 + 3 + 12},
+    }
 
 
 def test_a_cached_run(root: Path, teacher_run: Path, tmp_path: Path) -> None:
@@ -356,3 +391,32 @@ def test_rate_groups_of_the_fusion(root: Path) -> None:
         rates: dict[int, float] = {id(p): group["base_lr"] for group in groups for p in group["params"]}
         fusion: Tensor = task.encoder.fusion["image"].out.weight  # type: ignore[index, union-attr, assignment]
         assert rates[id(fusion)] == pytest.approx(5e-5)
+
+
+# --- the read-out ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("split, people", [("train", 8), ("test", 4)])
+def test_the_read_out_ranks_one_view_of_each_person(
+    split: str, people: int, teacher_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+
+    def spy(similarity: Tensor, query_pids: Tensor, gallery_pids: Tensor) -> dict[str, float]:
+        seen.append((similarity, query_pids, gallery_pids))
+        return retrieval_metrics(similarity, query_pids, gallery_pids)
+
+    monkeypatch.setattr(teacher_readout, "retrieval_metrics", spy)
+    rows = teacher_readout.read_out(teacher_run, split, "last", [])
+    assert list(rows) == ["plain", "with support"]
+    for similarity, queries, gallery in seen:
+        assert similarity.shape == (people, people) and queries.tolist() == gallery.tolist() == list(range(people))
+    assert not torch.allclose(seen[0][0], seen[1][0])
+
+
+def test_the_read_out_as_a_program(teacher_run: Path, root: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+    status, out, _ = run_program(teacher_readout.main, monkeypatch, capsys, "--run", teacher_run, "--split", "test")
+    assert status == 0 and "one view, test" in out and "with support" in out
+    plain = train_program.train(tiny_config("baseline", root), tmp_path / "run")
+    status, _, err = run_program(teacher_readout.main, monkeypatch, capsys, "--run", plain)
+    assert status == 1 and "its encoder is clip, which fuses no support sets" in err

@@ -1,0 +1,80 @@
+"""What support sets are worth: one image and one caption of each person, ranked with and without a trained fusion.
+
+Support sets are chosen by identity, so the numbers with support use the labels: a sanity check of a teacher, no result.
+"""
+
+import argparse
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+
+from configs.schema import load_config
+from datasets.annotations import load_annotations
+from datasets.loaders import data_tokenizer
+from datasets.pairs import TrainPairs
+from datasets.transforms import build_transform
+from model.convert import load_weights
+from model.encoders.fusion import FusionEncoder
+from model.task import build_task
+from model.teacher import CachedTeacher, Teacher
+from processor.evaluator import metrics_table
+from processor.teacher import fill_cache
+from utils.batch import to_device
+from utils.distributed import default_device
+from utils.errors import ConfigError, DataError, exit_on_user_error
+from utils.metrics import retrieval_metrics
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--run", type=Path, required=True, help="a run folder of configs/lcr2s_teacher.yaml")
+    parser.add_argument("--split", default="train", choices=["train", "val", "test"], help="default: train")
+    parser.add_argument("--checkpoint", default="last", choices=["last", "best"], help="default: last")
+    parser.add_argument(
+        "--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="override the config"
+    )
+    arguments = parser.parse_args()
+    with exit_on_user_error():
+        rows = read_out(arguments.run, arguments.split, arguments.checkpoint, arguments.set)
+        print(metrics_table(rows, f"one view, {arguments.split}"))
+
+
+def read_out(run: Path, split: str, checkpoint: str, overrides: list[str]) -> dict[str, dict[str, float]]:
+    """Metrics of the first image and caption of each person of a split, plain and with support.
+
+    Raises:
+        ConfigError: the run is not that of a fusion.
+        DataError: there is no such split.
+    """
+    config = load_config(run / "config.yaml", overrides)
+    task = build_task(config, None, pretrained=False)
+    if not isinstance(task.encoder, FusionEncoder):
+        raise ConfigError(f"{run}: its encoder is {config.model['name']}, which fuses no support sets")
+    load_weights(task, run / f"{checkpoint}.pt", format="own")
+    annotations = load_annotations(config.data.dataset, config.data.root, val_ids=config.val_ids)
+    records = annotations.train if split == "train" else annotations.split(split)
+    if not records:
+        raise DataError(f"{annotations.folder}: has no {split} split")
+    device = default_device()
+    teacher = CachedTeacher(Teacher(task.encoder)).to(device)
+    tokenizer = data_tokenizer(config.data, annotations.folder, most=task.encoder.vocab_size)
+    labels = {pid: label for label, pid in enumerate(sorted({record.pid for record in records}))}
+    transform = build_transform(config.data, train=False)
+    pairs = TrainPairs(records, labels, transform, tokenizer, teacher.inputs, config.train.seed, config.data)
+    fill_cache(teacher, pairs, config, device)
+
+    firsts: dict[int, int] = {}  # each person's first pair
+    for place, pair in enumerate(pairs.pairs):
+        firsts.setdefault(pair.record.pid, place)
+    items = [pairs[place] for place in firsts.values()]
+    batch = to_device({name: torch.cat([item[name] for item in items]) for name in ("pids", *teacher.inputs)}, device)
+    plain = teacher.images[batch["index"]], teacher.captions[batch["index"]]
+    return {
+        name: retrieval_metrics(F.normalize(text) @ F.normalize(image).T, batch["pids"], batch["pids"])
+        for name, (image, text) in {"plain": plain, "with support": teacher(batch)}.items()
+    }
+
+
+if __name__ == "__main__":
+    main()
