@@ -1,14 +1,13 @@
 """Time of a student's training step (forward and backward) beside the baseline's, with and without a cached teacher."""
 
 import argparse
-import statistics
-import time
 
 import torch
 
 from configs.schema import Config, load_config
 from model.task import RetrievalTask, build_task
 from model.teacher import CachedTeacher, Teacher
+from tools.measuring import compare_steps
 from utils.batch import Batch
 from utils.distributed import default_device, describe_device
 
@@ -55,14 +54,6 @@ def random_batch(config: Config, size: int, vocab_size: int) -> Batch:
     return {name: value.to(default_device()) for name, value in batch.items()}
 
 
-def step_seconds(task: RetrievalTask, batch: Batch) -> float:
-    start = time.perf_counter()
-    loss, _ = task(batch)
-    loss.backward()
-    loss.item()  # waits for the device
-    return time.perf_counter() - start
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--config", default="configs/lcr2s.yaml", help="of a student; default: configs/lcr2s.yaml")
@@ -73,14 +64,8 @@ def main() -> None:
     teacher_config = load_config(config.teacher.config or "configs/lcr2s_teacher.yaml")
     tasks = {way: build(way, config, teacher_config).train() for way in WAYS}
     batch = random_batch(config, arguments.batch, tasks[WAYS[0]].encoder.vocab_size)
-    seconds: dict[str, list[float]] = {way: [] for way in WAYS}
-    for _ in range(arguments.steps + 1):
-        for way, task in tasks.items():
-            seconds[way].append(step_seconds(task, batch))
-    medians = {way: statistics.median(times[1:]) for way, times in seconds.items()}  # the first one warms up
     print(f"{describe_device(default_device())}, {arguments.batch} pairs, {arguments.steps} steps each, fp32")
-    for way, median in medians.items():
-        print(f"{way:22} {median:7.3f} s   {median / medians[WAYS[0]]:.2f} x the baseline")
+    print(compare_steps(tasks, batch, arguments.steps))
 
 
 if __name__ == "__main__":
