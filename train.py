@@ -2,7 +2,9 @@
 
 import argparse
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -15,6 +17,7 @@ from model.convert import load_init
 from model.formats import FORMATS
 from model.task import build_task, build_teacher, needs_teacher, resolve
 from model.teacher import CachedTeacher
+from processor.resume import check_changes, go_on, last_state, run_config
 from processor.teacher import fill_cache
 from processor.trainer import Trainer
 from solver.optimizer import build_optimizer
@@ -27,14 +30,24 @@ from utils.seed import seed_everything
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Train a text-to-image person retrieval method from a YAML config.")
-    parser.add_argument("--config", required=True, help="YAML file, for instance configs/irra.yaml")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--config", help="YAML file, for instance configs/irra.yaml")
+    what.add_argument("--resume", type=Path, metavar="RUN", help="go on with the run in this folder")
     parser.add_argument(
         "--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="override the config"
     )
     parser.add_argument("--run", type=Path, help="run folder to make; default: <train.output>/<data set>/<time>_<name>")
     parser.add_argument("--print-config", action="store_true", help="check everything, print the full config and stop")
+    parser.add_argument("--force", action="store_true", help="with --resume: change what makes it another experiment")
     arguments = parser.parse_args()
     with exit_on_user_error():
+        if arguments.resume:
+            if arguments.run or arguments.print_config:
+                raise ConfigError("--run, --print-config: belong to --config; --resume goes on in the run's own folder")
+            resume(arguments.resume, arguments.set, force=arguments.force)
+            return
+        if arguments.force:
+            raise ConfigError("--force: belongs to --resume")
         config = resolve(load_config(arguments.config, arguments.set))
         if arguments.print_config:
             check(config)
@@ -54,8 +67,20 @@ def check(config: Config) -> None:
     build_optimizer(config.solver, build_task(config, num_pids=2, pretrained=False).named_parameters())
 
 
-def train(config: Config, run: Path | None = None) -> Path:
-    """Everything in order, from annotations to the final table; returns the run folder."""
+def resume(run: Path, overrides: list[str], *, force: bool = False) -> Path:
+    """Go on with an interrupted run as if it had not been; returns its folder."""
+    before, config = (resolve(run_config(run, layers)) for layers in ([], overrides))
+    check_changes(run, before, config, force=force)
+    return train(config, run, checkpoint=last_state(run))
+
+
+def train(config: Config, run: Path | None = None, *, checkpoint: Mapping[str, Any] | None = None) -> Path:
+    """Everything in order, from annotations to the final table; returns the run folder.
+
+    Args:
+        run: the folder to make; None: named by data set, time and config.
+        checkpoint: the content of the `last.pt` in `run`, which is there already, to go on from.
+    """
     distils = needs_teacher(config)
     seed_everything(config.train.seed)
     device = default_device()
@@ -66,8 +91,8 @@ def train(config: Config, run: Path | None = None) -> Path:
             "train, eval.select_on=test is the papers' way"
         )
 
-    task = build_task(config, num_pids=len(annotations.train_labels))
-    loaded = load_init(task, config.init)
+    task = build_task(config, num_pids=len(annotations.train_labels), pretrained=checkpoint is None)
+    loaded = load_init(task, config.init) if checkpoint is None else None
     if distils:
         teacher = build_teacher(config)
         task.learn_from(CachedTeacher(teacher) if config.teacher.cache else teacher)
@@ -99,7 +124,7 @@ def train(config: Config, run: Path | None = None) -> Path:
     if isinstance(task.teacher, CachedTeacher):
         fill_cache(task.teacher, loader.pairs, config, device)
 
-    run = make_run_folder(config, run)
+    run = make_run_folder(config, run) if checkpoint is None or run is None else run
     start_logging(run / "train.log")
     parameters = sum(parameter.numel() for parameter in task.parameters())
     LOGGER.info(
@@ -114,7 +139,10 @@ def train(config: Config, run: Path | None = None) -> Path:
         LOGGER.info("%d of %d training captions are another pair's, noise.npy says whose", moved, len(noise))
     if loaded:
         LOGGER.info("%s", loaded.table())
-    Trainer(task, optimizer, loader, evaluation, config, run, device).fit()
+    trainer = Trainer(task, optimizer, loader, evaluation, config, run, device)
+    if checkpoint is not None:
+        go_on(trainer, checkpoint)
+    trainer.fit()
     LOGGER.info("the run lies in %s; evaluate it again with: python test.py --run %s", run, run)
     return run
 

@@ -115,6 +115,7 @@ class TrainConfig:
     accumulate: int = 1  # batches per optimizer step (their gradients are averaged)
     compile: bool = False  # torch.compile the encoder's towers
     log_every: int = 100  # steps between two log lines
+    save_every_steps: int | None = None  # batches between two checkpoints within an epoch; null: one at its end only
     output: str = "runs"  # run folders are <output>/<dataset>/<time>_<name>
 
 
@@ -177,6 +178,7 @@ def _check_bounds(config: Config) -> None:
         "train.accumulate": (config.train.accumulate, 1),
         "train.clip_grad": (config.train.clip_grad, 0),  # below it, training would climb
         "train.log_every": (config.train.log_every, 1),
+        "train.save_every_steps": (config.train.save_every_steps, 1),
         "eval.every": (config.eval.every, 1),
         "eval.batch_size": (config.eval.batch_size, 1),
     }

@@ -18,7 +18,8 @@ class Images:
 
     def __init__(self, paths: Sequence[str], *, skip_bad: bool) -> None:
         self.paths, self.skip_bad = paths, skip_bad
-        self._bad = torch.zeros(len(paths), dtype=torch.bool).share_memory_()
+        # Shared memory: workers do the reading.
+        self.bad = torch.zeros(len(paths), dtype=torch.bool).share_memory_()
 
     def read(self, number: int) -> Image.Image | None:
         try:
@@ -26,12 +27,12 @@ class Images:
         except DataError:
             if not self.skip_bad:
                 raise
-            self._bad[number] = True
+            self.bad[number] = True
             return None
 
     def unreadable(self) -> list[str]:
         """The paths that could not be read until now."""
-        return sorted({self.paths[number] for number in self._bad.nonzero().flatten().tolist()})
+        return sorted({self.paths[number] for number in self.bad.nonzero().flatten().tolist()})
 
 
 def read_image(path: str) -> Image.Image:

@@ -3,8 +3,9 @@
 import os
 from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import torch
 from torch.utils.data import DataLoader, Sampler
 
 from configs.schema import DataConfig
@@ -38,9 +39,13 @@ class TrainLoader:
     def __len__(self) -> int:
         return len(self.batches)
 
-    def epoch(self, number: int) -> DataLoader[Batch]:
-        """The batches of epoch `number`: their order, augmentation and masking depend on it and on the seed alone."""
-        self.batches.set_epoch(number)
+    def epoch(self, number: int, start: int = 0) -> DataLoader[Batch]:
+        """The batches of epoch `number`: their order, augmentation and masking depend on it and on the seed alone.
+
+        Args:
+            start: batches to leave out, which were trained on before the run was interrupted.
+        """
+        self.batches.set_epoch(number, start)
         self.pairs.set_epoch(number)
         return self.loader
 
@@ -97,6 +102,7 @@ def build_train_loader(
             collate_fn=Collate(fields, full_text=full_text),
             pin_memory=pin_memory,
             persistent_workers=workers > 0,
+            generator=torch.Generator(),  # else it would draw from the model's
         )
 
     return TrainLoader(pairs, batches, config.batch_size, load)
@@ -116,9 +122,11 @@ def build_eval_loaders(
     skip = config.on_bad_image == "skip"
     gallery = GalleryImages(records, build_transform(config, train=False), skip_bad_images=skip)
     query = QueryCaptions(records, tokenizer)
+    # Without a generator of its own, a loader would draw from the model's.
+    options: dict[str, Any] = {"collate_fn": Collate(), "pin_memory": pin_memory, "generator": torch.Generator()}
     return EvalLoaders(
-        DataLoader(gallery, batch_size, num_workers=num_workers(config), collate_fn=Collate(), pin_memory=pin_memory),
-        DataLoader(query, batch_size, collate_fn=Collate(), pin_memory=pin_memory),
+        DataLoader(gallery, batch_size, num_workers=num_workers(config), **options),
+        DataLoader(query, batch_size, **options),
         gallery.images,
     )
 

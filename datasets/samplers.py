@@ -20,10 +20,11 @@ class RandomBatches(Sampler[list[int]]):
 
     def __init__(self, num_pairs: int, batch_size: int, seed: int) -> None:
         self.num_pairs, self.batch_size, self.seed = num_pairs, batch_size, seed
-        self.epoch = 0
+        self.set_epoch(0)
 
-    def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
+    def set_epoch(self, epoch: int, start: int = 0) -> None:
+        """The batches of `epoch` from now on, without the first `start`."""
+        self.epoch, self.start = epoch, start
 
     def __len__(self) -> int:
         return -(-self.num_pairs // self.batch_size)
@@ -32,7 +33,7 @@ class RandomBatches(Sampler[list[int]]):
         # Not seed + epoch: the seeds of neighbouring runs must not share orders.
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
         order = torch.randperm(self.num_pairs, generator=generator)
-        return iter([batch.tolist() for batch in order.split(self.batch_size)])
+        return iter([batch.tolist() for batch in order.split(self.batch_size)[self.start :]])
 
 
 class IdentityBatches(Sampler[list[int]]):
@@ -65,15 +66,16 @@ class IdentityBatches(Sampler[list[int]]):
             )
         self.set_epoch(0)
 
-    def set_epoch(self, epoch: int) -> None:
-        self.batches = self._draw(np.random.default_rng([self.seed, epoch]))
+    def set_epoch(self, epoch: int, start: int = 0) -> None:
+        """The batches of `epoch` from now on, without the first `start`."""
+        self.batches, self.start = self._draw(np.random.default_rng([self.seed, epoch])), start
 
     def __len__(self) -> int:
-        """The batches of this epoch."""
+        """The batches of this epoch, all of them."""
         return len(self.batches)
 
     def __iter__(self) -> Iterator[list[int]]:
-        return iter(self.batches)
+        return iter(self.batches[self.start :])
 
     def _draw(self, rng: np.random.Generator) -> list[list[int]]:
         groups = {pid: self._groups(pairs, rng) for pid, pairs in self.pairs_of.items()}

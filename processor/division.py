@@ -26,11 +26,7 @@ def divide_pairs(
     Raises:
         TrainingError: a loss is not finite.
     """
-    dividing = {
-        name: objective
-        for name, objective in task.named_objectives()
-        if isinstance(objective, PairObjective) and objective.fit is not None
-    }
+    dividing = {name: objective for name, objective in pair_objectives(task).items() if objective.fit is not None}
     if not dividing:
         return {}
     losses, known = pair_losses(task, dividing, train, epoch, device=device, precision=precision)
@@ -46,6 +42,11 @@ def divide_pairs(
             values[f"{name}_counted_noisy"] = float(counted[~clean].mean())
     LOGGER.info("Epoch[%d] pairs that count: %s", epoch, ", ".join(f"{k}: {v:.4f}" for k, v in values.items()))
     return values
+
+
+def pair_objectives(task: RetrievalTask) -> dict[str, PairObjective]:
+    """The losses of a task that have a value for each pair."""
+    return {name: module for name, module in task.named_objectives() if isinstance(module, PairObjective)}
 
 
 @torch.no_grad()

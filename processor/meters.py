@@ -1,6 +1,8 @@
 """Averages and alarms that read the device only when they are asked, so that no step waits for a number."""
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,6 +25,15 @@ class Meters:
             total, count = value if isinstance(value, PartMean) else (value.float() * pairs, pairs)
             self.sums[name] = self.sums[name] + total if name in self.sums else total
             self.counts[name] = self.counts.get(name, 0) + count
+
+    def state_dict(self) -> dict[str, dict[str, Any]]:
+        return {"sums": dict(self.sums), "counts": dict(self.counts)}
+
+    def load_state_dict(self, state: Mapping[str, Mapping[str, Any]], device: torch.device) -> None:
+        self.sums = {name: total.to(device) for name, total in state["sums"].items()}
+        self.counts = {
+            name: count.to(device) if isinstance(count, Tensor) else count for name, count in state["counts"].items()
+        }
 
     def read(self) -> dict[str, float]:
         """The means so far, but for those over no pair at all. Waits for the device."""
@@ -49,6 +60,8 @@ class StepWatch:
         Raises:
             TrainingError: a loss is NaN or infinite; names the first such step, its terms and its images.
         """
+        if not self.unchecked:
+            return
         losses = torch.stack([terms["loss"] for _, terms, _ in self.unchecked]).tolist()
         for loss, (step, terms, index) in zip(losses, self.unchecked, strict=True):
             if not math.isfinite(loss):

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from configs.schema import Config
 from datasets.loaders import EvalLoaders, TrainLoader
 from model.task import RetrievalTask
-from processor.division import divide_pairs
+from processor.division import divide_pairs, pair_objectives
 from processor.evaluator import METRICS, autocast, embed, metrics_table
 from processor.meters import Meters, StepWatch
 from solver.optimizer import set_lr
@@ -25,6 +25,7 @@ from utils.checkpoint import save_checkpoint
 from utils.config import to_yaml
 from utils.distributed import peak_memory
 from utils.logger import LOGGER, append_json_line, format_table
+from utils.seed import random_state, set_random_state
 
 
 class Trainer:
@@ -54,22 +55,27 @@ class Trainer:
         self.config, self.run, self.device = config, run, device
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.train.precision == "fp16")
         self.history: list[dict[str, Any]] = []  # one record an epoch, as in metrics.jsonl
-        self.step = 0
+        self.epoch, self.batches, self.step = 1, 0, 0  # the epoch under way, its batches and all batches that are done
+        self.record: dict[str, Any] = {}  # of the epoch under way
+        self.meters = Meters()
 
     def fit(self) -> list[dict[str, Any]]:
-        """Train all epochs; returns the records of metrics.jsonl.
+        """Train the epochs that are left; returns the records of metrics.jsonl.
 
         Raises:
             TrainingError: the loss is not finite; `last.pt` and `best.pt` are those of the epochs before.
         """
         epochs = self.config.train.epochs
-        with SummaryWriter(str(self.run)) as board:
-            for epoch in range(1, epochs + 1):
-                record: dict[str, Any] = {"epoch": epoch, **self._divide(epoch), **self._train_epoch(epoch)}
-                if epoch % self.config.eval.every == 0 or epoch == epochs:
-                    record |= self._evaluate(epoch)
+        with SummaryWriter(str(self.run), purge_step=self.epoch) as board:
+            while self.epoch <= epochs:
+                if self.batches == 0:
+                    self.record, self.meters = {"epoch": self.epoch, **self._divide(self.epoch)}, Meters()
+                record = self.record | self._train_epoch(self.epoch)
+                if self.epoch % self.config.eval.every == 0 or self.epoch == epochs:
+                    record |= self._evaluate(self.epoch)
                 self.history.append(record)
-                self._save(record)
+                self.epoch, self.batches = self.epoch + 1, 0
+                self._save()
                 append_json_line(self.run / "metrics.jsonl", record)
                 _write_board(board, record)
         LOGGER.info("results on test, protocol: t2i, whole gallery, no camera filter\n%s", self.result_table())
@@ -85,7 +91,7 @@ class Trainer:
         )
 
     def _train_epoch(self, epoch: int) -> dict[str, Any]:
-        config, batches = self.config.train, self.train.epoch(epoch)
+        config, batches = self.config.train, self.train.epoch(epoch, start=self.batches)
         total_steps = len(self.train)
         schedule = asdict(self.config.solver.schedule)
 
@@ -95,9 +101,10 @@ class Trainer:
         set_lr(self.optimizer, rate)
         lr = rate(self.config.solver.lr)
         self.task.train()
-        meters, watch, pairs, start = Meters(), StepWatch(self.train.pairs), 0, time.perf_counter()
-        bar = tqdm(batches, desc=f"epoch {epoch}/{config.epochs}", leave=False, disable=None)
-        for number, batch in enumerate(bar, start=1):
+        watch, first, pairs, start = StepWatch(self.train.pairs), self.batches + 1, 0, time.perf_counter()
+        name = f"epoch {epoch}/{config.epochs}"
+        bar = tqdm(batches, desc=name, total=total_steps, initial=self.batches, leave=False, disable=None)
+        for number, batch in enumerate(bar, start=first):
             self.step += 1
             index = batch["index"]
             batch = to_device(batch, self.device)
@@ -106,23 +113,28 @@ class Trainer:
             with autocast(self.device, config.precision):
                 total, terms = self.task(batch)
             self.scaler.scale(total / group).backward()
-            if number % config.accumulate == 0 or number == total_steps:
+            if updates := number % config.accumulate == 0 or number == total_steps:
                 self._update()
             terms = {"loss": total.detach(), **terms}
-            meters.update(terms, len(index))
+            self.meters.update(terms, len(index))
             watch.note(self.step, terms, index)
             pairs += len(index)
             if number % config.log_every == 0 or number == total_steps:
                 watch.check()
-                means = ", ".join(f"{name}: {value:.4f}" for name, value in meters.read().items())
+                means = ", ".join(f"{name}: {value:.4f}" for name, value in self.meters.read().items())
                 LOGGER.info("Epoch[%d] Iteration[%d/%d], %s, Base Lr: %.2e", epoch, number, total_steps, means, lr)
+            every = config.save_every_steps
+            if every is not None and updates and number < total_steps and number // every > self.batches // every:
+                watch.check()
+                self.batches = number
+                self._save()
         seconds = time.perf_counter() - start
         speed = {"seconds": seconds, "samples_per_second": pairs / seconds, "peak_memory_gib": peak_memory(self.device)}
         LOGGER.info(
             "Epoch %d done. Time per batch: %.3f[s] Speed: %.1f[samples/s] Peak memory: %.2f[GiB]",
-            *(epoch, seconds / total_steps, speed["samples_per_second"], speed["peak_memory_gib"]),
+            *(epoch, seconds / (total_steps - first + 1), speed["samples_per_second"], speed["peak_memory_gib"]),
         )
-        return {"lr": lr, **meters.read(), **speed, **self._bad_images(epoch)}
+        return {"lr": lr, **self.meters.read(), **speed, **self._bad_images(epoch)}
 
     def _bad_images(self, epoch: int) -> dict[str, int]:
         """How many training images could not be read so far, where they are skipped; the log gets their paths once."""
@@ -158,17 +170,47 @@ class Trainer:
         LOGGER.info("Validation Results - Epoch: %d (%.1f s)\n%s", epoch, time.perf_counter() - start, table)
         return results
 
-    def _save(self, record: Mapping[str, Any]) -> None:
+    def _save(self) -> None:
+        """Write `last.pt`, from which a run goes on, and before it `best.pt`, if the last record is the best one."""
+        record = self.history[-1] if self.history else {}
         content = {
-            "epoch": record["epoch"],
+            "epoch": self.epoch - 1,  # whole ones
             "config": to_yaml(self.config),
             "metrics": dict(record),
             "model": self.task.state_dict(),
         }
-        state = {"optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict(), "step": self.step}
-        save_checkpoint(self.run / "last.pt", content | state)
-        if record is self._best(self.config.eval.select_on):
+        if self.batches == 0 and record is self._best(self.config.eval.select_on):
             save_checkpoint(self.run / "best.pt", content)
+        save_checkpoint(self.run / "last.pt", content | {"training": self.state_dict()})
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that training needs to go on as if it had not been interrupted, but for the model's weights."""
+        return {
+            "epoch": self.epoch,
+            "batches": self.batches,
+            "step": self.step,
+            "record": self.record,
+            "history": self.history,
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "meters": self.meters.state_dict(),
+            "counted": {name: module.counted for name, module in pair_objectives(self.task).items()},
+            "unreadable": self.train.pairs.images.bad,
+            "random": random_state(self.device),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where `state_dict` was taken; the model's weights are loaded elsewhere."""
+        self.epoch, self.batches, self.step = (state[name] for name in ("epoch", "batches", "step"))
+        self.record, self.history = dict(state["record"]), list(state["history"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
+        self.meters.load_state_dict(state["meters"], self.device)
+        for name, module in pair_objectives(self.task).items():
+            counted = state["counted"].get(name)
+            module.counted = None if counted is None else counted.to(self.device)
+        self.train.pairs.images.bad.copy_(state["unreadable"])
+        set_random_state(state["random"], self.device)
 
     def _best(self, split: str) -> dict[str, Any] | None:
         """The first record with the highest R1 on `split`."""

@@ -55,7 +55,7 @@ def test_a_run_folder_holds_everything(finished: Path) -> None:
     assert names == {"config.yaml", "train.log", "metrics.jsonl", "best.pt", "last.pt", "events"}
     assert resolve(load_config(finished / "config.yaml")).train.epochs == 6
     last, best = load_checkpoint(finished / "last.pt"), load_checkpoint(finished / "best.pt")
-    assert last["epoch"] == 6 and {"model", "optimizer", "scaler", "config", "metrics"} <= set(last)
+    assert last["epoch"] == 6 and {"model", "training", "config", "metrics"} <= set(last)
     lines = metrics_lines(finished)
     assert [line["epoch"] for line in lines] == [1, 2, 3, 4, 5, 6]
     assert [line["epoch"] for line in lines if "val" in line] == [2, 4, 6]
@@ -73,7 +73,7 @@ def test_the_losses_fall(finished: Path) -> None:
 
 def test_each_parameter_group_has_the_scheduled_rate_of_its_own_base(finished: Path) -> None:
     config, last = load_config(finished / "config.yaml"), load_checkpoint(finished / "last.pt")
-    groups = last["optimizer"]["param_groups"]
+    groups = last["training"]["optimizer"]["param_groups"]
     assert {round(group["base_lr"] / 5e-4) for group in groups} == {1, 2, 5}
     for group in groups:
         expected = lr_at(6, group["base_lr"], epochs=6, **asdict(config.solver.schedule))

@@ -1,9 +1,10 @@
-"""One seed for every global random number generator."""
+"""One seed for every global random number generator, and the state of those that training draws from."""
 
 import random
 
 import numpy as np
 import torch
+from torch import Tensor
 
 
 def seed_everything(seed: int) -> None:
@@ -11,3 +12,18 @@ def seed_everything(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
+
+
+def random_state(device: torch.device) -> dict[str, Tensor]:
+    """The state of torch's generators: dropout and masking in the model draw from them, the data never do."""
+    state = {"cpu": torch.get_rng_state()}
+    if device.type != "cpu":
+        state["device"] = torch.get_device_module(device).get_rng_state(device)
+    return state
+
+
+def set_random_state(state: dict[str, Tensor], device: torch.device) -> None:
+    """Go on where `random_state` was taken; a state of another kind of device is left out."""
+    torch.set_rng_state(state["cpu"])
+    if device.type != "cpu" and "device" in state:
+        torch.get_device_module(device).set_rng_state(state["device"], device)

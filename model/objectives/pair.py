@@ -27,7 +27,7 @@ class PairObjective(Objective):
     def __init__(self, facts: Facts, *, weight: float, consensus: Fit | None) -> None:
         super().__init__(weight=weight)
         self.fit = None if consensus is None else choose_fit(consensus, facts.noise_rate, facts.dataset)
-        self.counted: Tensor | None = None  # bool (N,), whether each training pair counts in this epoch
+        self.counted: Tensor | None = None  # bool (N,), whether each training pair counts in this epoch; not a weight
 
     def per_pair(self, image: Tensor, text: Tensor, step: Step) -> Tensor:
         """The losses (B,) for one kind of embedding (B, D)."""
