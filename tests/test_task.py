@@ -6,7 +6,8 @@ from torch import Tensor
 
 from configs.schema import load_config
 from model.objectives import OBJECTIVES
-from model.task import RetrievalTask, build_task
+from model.task import RetrievalTask, build_encoder, build_task
+from model.teacher import Teacher
 from tests.conftest import ROOT, TINY
 from utils.batch import Batch
 
@@ -119,6 +120,9 @@ def test_a_loss_of_weight_zero_may_be_nan(monkeypatch: pytest.MonkeyPatch) -> No
 def test_every_registered_loss_trains_alone() -> None:
     for name in OBJECTIVES:
         task = tiny_task("losses.itc=null", f"losses.{name}={{}}", config=ROOT / "configs/baseline.yaml")
+        if OBJECTIVES.get(name, "").needs_teacher:
+            torch.manual_seed(7)
+            task.learn_from(Teacher(build_encoder(load_config(ROOT / "configs/baseline.yaml", TINY))))
         total, terms = task(tiny_batch(task))
         total.backward()
         assert total.isfinite() and f"{name}_loss" in terms
