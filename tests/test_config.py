@@ -187,7 +187,7 @@ def key_paths(value: object, above: tuple[str, ...] = ()) -> list[tuple[str, ...
 KEYS = key_paths(to_plain(resolve(load_config(ROOT / "configs/irra.yaml"))))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(data=st.data())
 def test_any_misspelt_key_is_rejected(data: st.DataObject) -> None:
     path = data.draw(st.sampled_from(KEYS))

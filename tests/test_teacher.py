@@ -23,7 +23,7 @@ from solver.optimizer import build_optimizer
 from tests.conftest import ROOT, TINY
 from tests.test_command_line import run_program
 from tests.test_transfer import evaluate
-from tools import benchmark_distillation, measuring, teacher_readout
+from tools import benchmark_distillation, steps, teacher_readout
 from utils.checkpoint import load_checkpoint, save_checkpoint
 from utils.errors import CheckpointError, ConfigError
 from utils.metrics import retrieval_metrics
@@ -321,7 +321,7 @@ def test_a_cached_step_runs_the_towers_as_often_as_the_baselines(root: Path) -> 
                 tower = getattr(getattr(module, "encoder", None), name, None)
                 if tower is not None:
                     tower.register_forward_pre_hook(lambda _, args, n=name, r=rows: r.update({n: len(args[0])}))
-        measuring.step_seconds(task, benchmark_distillation.random_batch(config, 3, 1024))
+        steps.step_seconds(task, benchmark_distillation.random_batch(config, 3, 1024))
         seen[way] = dict(rows)
     assert seen == {
         "baseline": {"image": 3, "text": 3},

@@ -7,7 +7,7 @@ import torch
 from configs.schema import Config, load_config
 from model.task import RetrievalTask, build_task
 from model.teacher import CachedTeacher, Teacher
-from tools.measuring import compare_steps
+from tools.steps import compare_steps
 from utils.batch import Batch
 from utils.distributed import default_device, describe_device
 

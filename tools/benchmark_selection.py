@@ -6,7 +6,7 @@ from configs.schema import Config, load_config
 from model.encoders.clip import CLIPEncoder
 from model.task import RetrievalTask, build_task
 from tools.benchmark_distillation import random_batch
-from tools.measuring import compare_steps
+from tools.steps import compare_steps
 from utils.distributed import default_device, describe_device
 
 WAYS = ("clip", "token selection", "token selection, weights of all blocks")

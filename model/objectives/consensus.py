@@ -5,8 +5,6 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.mixture import GaussianMixture
 
 from utils.errors import TrainingError
 
@@ -66,6 +64,9 @@ def looks_clean(losses: Floats, settings: FitSettings) -> Booleans:
 
 def low_posterior(losses: Floats, settings: FitSettings) -> npt.NDArray[np.float64]:
     """Posterior probability (N,) that a loss, scaled to [0, 1], is of the lower component of two Gaussians."""
+    from sklearn.exceptions import ConvergenceWarning  # here, because its import takes what few programs need
+    from sklearn.mixture import GaussianMixture
+
     scaled = (losses - losses.min()) / (losses.max() - losses.min())
     scaled = scaled.astype(np.float64)[:, None]
     mixture = GaussianMixture(n_components=2, random_state=0, **settings._asdict())
