@@ -359,6 +359,7 @@ def test_blocks_and_dense_agree(block: int, masked: bool, monkeypatch: pytest.Mo
     assert torch.autograd.gradcheck(lambda *parts: best_matches(*parts, mask), (patches, text))
 
 
+@pytest.mark.alone
 @pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="peak memory is read from /proc")
 def test_a_full_size_step_is_small_and_no_slower_than_dense() -> None:

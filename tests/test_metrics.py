@@ -241,6 +241,7 @@ def test_chunks_are_asked_for_one_at_a_time() -> None:
         rank_queries(chunks(), torch.zeros(4).long(), torch.zeros(2).long())
 
 
+@pytest.mark.alone
 @pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="peak memory is read from /proc")
 @pytest.mark.timeout(180)
