@@ -9,23 +9,24 @@ from typing import Any
 import numpy as np
 
 from configs.schema import Config, load_config
-from datasets.annotations import ADAPTERS, load_annotations
+from datasets.annotations import ADAPTERS, Annotations, load_annotations
 from datasets.levels import check_levels
-from datasets.loaders import build_eval_loaders, build_train_loader, data_tokenizer
+from datasets.loaders import EvalLoaders, TrainLoader, build_eval_loaders, build_train_loader, data_tokenizer
+from datasets.noise import Index
 from datasets.transforms import build_transform
-from model.convert import load_init
+from model.convert import LoadReport, load_init
 from model.formats import FORMATS
-from model.task import build_task, build_teacher, needs_teacher, resolve
+from model.task import RetrievalTask, build_task, build_teacher, needs_teacher, resolve
 from model.teacher import CachedTeacher
 from processor.resume import check_changes, go_on, last_state, run_config
 from processor.teacher import fill_cache
 from processor.trainer import Trainer
 from solver.optimizer import build_optimizer
 from utils.config import to_yaml
-from utils.distributed import default_device, describe_device
+from utils.distributed import describe_device, first_alone, rank, start_processes
 from utils.errors import ConfigError, DataError, exit_on_user_error
 from utils.logger import LOGGER, start_logging
-from utils.seed import seed_everything
+from utils.seed import seed_everything, seed_process
 
 
 def main() -> None:
@@ -36,7 +37,11 @@ def main() -> None:
     parser.add_argument(
         "--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="override the config"
     )
-    parser.add_argument("--run", type=Path, help="run folder to make; default: <train.output>/<data set>/<time>_<name>")
+    parser.add_argument(  # torchrun takes --run for its own
+        *("--run", "--run-folder"),
+        type=Path,
+        help="run folder to make; default: <train.output>/<data set>/<time>_<name>",
+    )
     parser.add_argument("--print-config", action="store_true", help="check everything, print the full config and stop")
     parser.add_argument("--force", action="store_true", help="with --resume: change what makes it another experiment")
     arguments = parser.parse_args()
@@ -83,28 +88,64 @@ def train(config: Config, run: Path | None = None, *, checkpoint: Mapping[str, A
     """
     distils = needs_teacher(config)
     seed_everything(config.train.seed)
-    device = default_device()
-    annotations = load_annotations(config.data.dataset, config.data.root, val_ids=config.val_ids)
+    device = start_processes()
+    with first_alone():  # the synthetic data set is rendered on first use
+        annotations = load_annotations(config.data.dataset, config.data.root, val_ids=config.val_ids)
     if config.eval.select_on == "val" and not annotations.val:
         raise DataError(
             f"{annotations.folder}: has no val split to select on; data.val_ids=200 makes one of 200 identities of "
             "train, eval.select_on=test is the papers' way"
         )
-
-    task = build_task(config, num_pids=len(annotations.train_labels), pretrained=checkpoint is None)
-    loaded = load_init(task, config.init) if checkpoint is None else None
-    if distils:
-        teacher = build_teacher(config)
-        task.learn_from(CachedTeacher(teacher) if config.teacher.cache else teacher)
+    task, loaded = prepare_task(config, len(annotations.train_labels), distils=distils, fresh=checkpoint is None)
     task.to(device)
-    encoder = task.encoder
-    tokenizer = data_tokenizer(config.data, annotations.folder, most=encoder.vocab_size, kinds=encoder.tokenizers)
+    loader, evaluation = prepare_loaders(config, annotations, task, pin_memory=device.type != "cpu")
     optimizer = build_optimizer(config.solver, task.named_parameters())
     if config.train.compile:
         task.encoder.compile_towers()
+    if isinstance(task.teacher, CachedTeacher):
+        fill_cache(task.teacher, loader.pairs, config, device)
 
-    pin_memory = device.type != "cpu"
-    loader = build_train_loader(
+    if rank() == 0:
+        run = make_run_folder(config, run) if checkpoint is None or run is None else run
+        start_logging(run / "train.log")
+    else:
+        run = run or Path()
+        LOGGER.disabled = True  # the first process speaks for all
+    size = sum(parameter.numel() for parameter in task.parameters()) / 1e6
+    LOGGER.info("%s on %s, %.2f M parameters, run folder %s", config.name, describe_device(device), size, run)
+    LOGGER.info("%s\n%s", config.data.dataset, annotations.table())
+    for note in (*annotations.notes(), *task.encoder.notes, *([loaded.table()] if loaded else [])):
+        LOGGER.info("%s", note)
+    if loader.pairs.noise is not None and rank() == 0:
+        record_noise(loader.pairs.noise, run)
+    trainer = Trainer(task, optimizer, loader, evaluation, config, run, device)
+    seed_process(config.train.seed)
+    if checkpoint is not None:
+        go_on(trainer, checkpoint)
+    trainer.fit()
+    LOGGER.info("the run lies in %s; evaluate it again with: python test.py --run %s", run, run)
+    return run
+
+
+def prepare_task(
+    config: Config, num_pids: int, *, distils: bool, fresh: bool
+) -> tuple[RetrievalTask, LoadReport | None]:
+    """The task, with its teacher, and what was loaded from `init`; not `fresh`: all weights come from a checkpoint."""
+    task = build_task(config, num_pids, pretrained=fresh)
+    loaded = load_init(task, config.init) if fresh else None
+    if distils:
+        teacher = build_teacher(config)
+        task.learn_from(CachedTeacher(teacher) if config.teacher.cache else teacher)
+    return task, loaded
+
+
+def prepare_loaders(
+    config: Config, annotations: Annotations, task: RetrievalTask, *, pin_memory: bool
+) -> tuple[TrainLoader, dict[str, EvalLoaders]]:
+    """Training batches with what the task asks for, and each split that there is to evaluate on."""
+    encoder = task.encoder
+    tokenizer = data_tokenizer(config.data, annotations.folder, most=encoder.vocab_size, kinds=encoder.tokenizers)
+    train_loader = build_train_loader(
         config.data,
         annotations,
         tokenizer,
@@ -120,31 +161,14 @@ def train(config: Config, run: Path | None = None, *, checkpoint: Mapping[str, A
         for split in ("val", "test")
         if annotations.split(split)
     }
+    return train_loader, evaluation
 
-    if isinstance(task.teacher, CachedTeacher):
-        fill_cache(task.teacher, loader.pairs, config, device)
 
-    run = make_run_folder(config, run) if checkpoint is None or run is None else run
-    start_logging(run / "train.log")
-    parameters = sum(parameter.numel() for parameter in task.parameters())
-    LOGGER.info(
-        "%s on %s, %.2f M parameters, run folder %s", config.name, describe_device(device), parameters / 1e6, run
-    )
-    LOGGER.info("%s\n%s", config.data.dataset, annotations.table())
-    for note in (*annotations.notes(), *task.encoder.notes):
-        LOGGER.info("%s", note)
-    if (noise := loader.pairs.noise) is not None:
-        np.save(run / "noise.npy", noise)
-        moved = int((noise != np.arange(len(noise))).sum())
-        LOGGER.info("%d of %d training captions are another pair's, noise.npy says whose", moved, len(noise))
-    if loaded:
-        LOGGER.info("%s", loaded.table())
-    trainer = Trainer(task, optimizer, loader, evaluation, config, run, device)
-    if checkpoint is not None:
-        go_on(trainer, checkpoint)
-    trainer.fit()
-    LOGGER.info("the run lies in %s; evaluate it again with: python test.py --run %s", run, run)
-    return run
+def record_noise(noise: Index, run: Path) -> None:
+    """Keep whose caption each training image has, `noise.npy` in the run folder."""
+    np.save(run / "noise.npy", noise)
+    moved = int((noise != np.arange(len(noise))).sum())
+    LOGGER.info("%d of %d training captions are another pair's, noise.npy says whose", moved, len(noise))
 
 
 def make_run_folder(config: Config, run: Path | None) -> Path:

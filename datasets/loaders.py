@@ -1,7 +1,7 @@
 """Config + annotations + the fields a task asks for -> data loaders."""
 
 import os
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,10 +14,11 @@ from datasets.collate import Collate
 from datasets.images import Images
 from datasets.levels import check_levels
 from datasets.pairs import GalleryImages, QueryCaptions, TrainPairs
-from datasets.samplers import IdentityBatches, RandomBatches
+from datasets.samplers import IdentityBatches, RandomBatches, Shards
 from datasets.tokenizers import TextTokenizer, build_tokenizer
 from datasets.transforms import build_transform
 from utils.batch import Batch
+from utils.distributed import rank, shard_sizes, world_size
 from utils.errors import ConfigError
 
 OTHER_DRAWS = 2**31  # no epoch has a number as high
@@ -34,12 +35,12 @@ class TrainLoader:
         load: Callable[[Sampler[list[int]]], DataLoader[Batch]],
     ) -> None:
         self.pairs, self.batches, self.batch_size = pairs, batches, batch_size
-        self.load, self.loader = load, load(batches)
+        self.load, self.loader = load, load(Shards(batches))
 
     def __len__(self) -> int:
         return len(self.batches)
 
-    def epoch(self, number: int, start: int = 0) -> DataLoader[Batch]:
+    def epoch(self, number: int, start: int = 0) -> Iterator[Batch]:
         """The batches of epoch `number`: their order, augmentation and masking depend on it and on the seed alone.
 
         Args:
@@ -47,14 +48,20 @@ class TrainLoader:
         """
         self.batches.set_epoch(number, start)
         self.pairs.set_epoch(number)
-        return self.loader
+        return _sharded(self.loader, self.batches, start)
 
-    def every_pair(self, number: int) -> DataLoader[Batch]:
+    def every_pair(self, number: int) -> Iterator[Batch]:
         """Each pair once in random batches, whatever the sampler; all draws are others than those of epoch `number`."""
         batches = RandomBatches(len(self.pairs), self.batch_size, self.pairs.seed)
         batches.set_epoch(OTHER_DRAWS + number)
         self.pairs.set_epoch(OTHER_DRAWS + number)
-        return self.load(batches)
+        return _sharded(self.load(Shards(batches)), batches, 0)
+
+
+def _sharded(loader: DataLoader[Batch], batches: RandomBatches | IdentityBatches, start: int) -> Iterator[Batch]:
+    """The loader's batches; where several processes train, with the sizes of their parts."""
+    for number, batch in enumerate(loader, start=start):
+        yield batch if world_size() == 1 else batch | {"shards": torch.tensor(shard_sizes(batches.size(number)))}
 
 
 class EvalLoaders(NamedTuple):
@@ -118,7 +125,10 @@ def build_batches(config: DataConfig, pids: list[int], seed: int) -> RandomBatch
 def build_eval_loaders(
     config: DataConfig, records: list[Record], tokenizer: TextTokenizer, *, batch_size: int, pin_memory: bool
 ) -> EvalLoaders:
-    """Gallery and query batches of one split, in annotation order."""
+    """Gallery and query batches of this process's part of a split, in annotation order."""
+    sizes = shard_sizes(len(records))
+    first = sum(sizes[: rank()])
+    records = records[first : first + sizes[rank()]]
     skip = config.on_bad_image == "skip"
     gallery = GalleryImages(records, build_transform(config, train=False), skip_bad_images=skip)
     query = QueryCaptions(records, tokenizer)

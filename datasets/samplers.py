@@ -1,4 +1,4 @@
-"""Which pairs make up each training batch: seeded by epoch."""
+"""Which pairs make up each training batch: seeded by epoch, the same whatever the number of processes."""
 
 from collections.abc import Iterator, Sequence
 
@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch.utils.data import Sampler
 
+from utils.distributed import rank, shard_sizes
 from utils.errors import ConfigError
 
 
@@ -28,6 +29,10 @@ class RandomBatches(Sampler[list[int]]):
 
     def __len__(self) -> int:
         return -(-self.num_pairs // self.batch_size)
+
+    def size(self, number: int) -> int:
+        """Pairs in the batch of this number, which counts from 0."""
+        return min(self.batch_size, self.num_pairs - number * self.batch_size)
 
     def __iter__(self) -> Iterator[list[int]]:
         # Not seed + epoch: the seeds of neighbouring runs must not share orders.
@@ -74,6 +79,10 @@ class IdentityBatches(Sampler[list[int]]):
         """The batches of this epoch, all of them."""
         return len(self.batches)
 
+    def size(self, number: int) -> int:
+        """Pairs in the batch of this number, which counts from 0."""
+        return len(self.batches[number])
+
     def __iter__(self) -> Iterator[list[int]]:
         return iter(self.batches[self.start :])
 
@@ -90,3 +99,19 @@ class IdentityBatches(Sampler[list[int]]):
         size = self.num_instances
         order = rng.permutation(pairs) if len(pairs) >= size else rng.choice(pairs, size)
         return order[: len(order) // size * size].reshape(-1, size).tolist()
+
+
+class Shards(Sampler[list[int]]):
+    """This process's part of each batch; where it has none, the batch's first pair, as a stand-in."""
+
+    def __init__(self, batches: RandomBatches | IdentityBatches) -> None:
+        self.batches = batches
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for batch in self.batches:
+            sizes = shard_sizes(len(batch))
+            first = sum(sizes[: rank()])
+            yield batch[first : first + sizes[rank()]] or batch[:1]

@@ -13,13 +13,15 @@ from model.convert import load_weights
 from model.encoders import ENCODERS, Encoded, Encoder
 from model.objectives import OBJECTIVES, Facts, Objective, PartMean, Step, Values
 from model.teacher import CachedTeacher, Teacher
-from utils.batch import Batch
+from utils.batch import Batch, precise
 from utils.checkpoint import load_checkpoint
 from utils.config import constructor_options, to_plain, typed
+from utils.distributed import gather, rank
 from utils.errors import CheckpointError, ConfigError
 from utils.registry import did_you_mean
 
 AnyTeacher: TypeAlias = Teacher | CachedTeacher
+ROW_FIELDS = ("pids", "clean", "image_ids")  # one value for each row
 
 
 class RetrievalTask(nn.Module):
@@ -93,22 +95,32 @@ class RetrievalTask(nn.Module):
         size = len(batch["images"])
         texts = dict(zip(self.text_fields, text.tokens.split(size), strict=True))
         captions = Encoded(text.embedding[:size], text.tokens[:size], tuple(part[:size] for part in text.more))
-        image, captions = self.encoder.enrich(image, captions, batch)
+        whole = _Whole(batch)
+        if not self.encoder.teaches:  # by what belongs to each row
+            image, captions = self.encoder.enrich(image, captions, batch)
+        image, captions = (whole.encoded(side) for side in (image, captions))
+        everyone = whole.fields(batch)
+        if self.encoder.teaches:  # by the other rows of the batch
+            image, captions = self.encoder.enrich(image, captions, everyone)
         both = zip((image.embedding, *image.more), (captions.embedding, *captions.more), strict=True)
-        embeddings = tuple((a.float(), b.float()) for a, b in both)
-        teacher = None if self.teacher is None else self.teacher(batch)
+        embeddings = tuple((precise(a), precise(b)) for a, b in both)
+        teacher = None
         if self.encoder.teaches:
             teacher = (embeddings[-1][0].detach(), embeddings[-1][1].detach())
+        elif self.teacher is not None:
+            image_taught, text_taught = self.teacher(batch)
+            teacher = (whole.rows(image_taught), whole.rows(text_taught))
         return Step(
+            rows=whole.own,
             embeddings=embeddings,
             teacher=teacher,
-            pids=batch["pids"],
+            pids=everyone["pids"],
             logit_scale=self.encoder.logit_scale,
             image_tokens=image.tokens,
             caption_ids=batch[self.caption_field],
             text_tokens=texts[self.caption_field],
             texts=texts,
-            batch=batch,
+            batch=everyone,
         )
 
     def encode_image(self, images: Tensor) -> Encoded:
@@ -116,6 +128,33 @@ class RetrievalTask(nn.Module):
 
     def encode_text(self, caption_ids: Tensor) -> Encoded:
         return self.encoder.encode_text(caption_ids)
+
+
+class _Whole:
+    """Puts the rows of all processes together, with their gradient; with one process they are whole already."""
+
+    def __init__(self, batch: Batch) -> None:
+        self.sizes: list[int] | None = None  # rows of each process
+        self.own = len(batch["images"])
+        if "shards" in batch:
+            self.pairs = batch["shards"].tolist()
+            views = self.own // len(batch["index"])  # rows of a pair
+            self.sizes = [views * pairs for pairs in self.pairs]
+            self.own = self.sizes[rank()]
+
+    def rows(self, local: Tensor) -> Tensor:
+        return local if self.sizes is None else gather(local[: self.own], self.sizes)
+
+    def fields(self, batch: Batch) -> Batch:
+        """The batch with those of its fields that go with the embeddings whole."""
+        whole = {name: self.rows(batch[name]) for name in ROW_FIELDS if name in batch}
+        if self.sizes is not None:
+            whole["index"] = gather(batch["index"][: self.pairs[rank()]], self.pairs)
+        return batch | whole
+
+    def encoded(self, local: Encoded) -> Encoded:
+        """Whole embeddings; the tokens stay this process's."""
+        return Encoded(self.rows(local.embedding), local.tokens, tuple(self.rows(part) for part in local.more))
 
 
 def resolve(config: Config) -> Config:

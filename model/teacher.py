@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from model.encoders import Encoder
 from model.encoders.fusion import FusionEncoder
-from utils.batch import Batch
+from utils.batch import Batch, precise
 
 
 class Teacher(nn.Module):
@@ -32,7 +32,7 @@ class Teacher(nn.Module):
         image, text = self.encoder.enrich(
             self.encoder.encode_image(batch["images"]), self.encoder.encode_text(batch["caption_ids"]), batch
         )
-        return image.embedding.float(), text.embedding.float()
+        return precise(image.embedding), precise(text.embedding)
 
 
 class CachedTeacher(nn.Module):
@@ -75,4 +75,4 @@ class CachedTeacher(nn.Module):
             images, captions = self.images[batch["support_image_pairs"]], self.captions[batch["support_caption_pairs"]]
             image = self.fusion["image"](image, images, batch["support_image_mask"])
             text = self.fusion["text"](text, captions, batch["support_caption_mask"])
-        return image.float(), text.float()
+        return precise(image), precise(text)

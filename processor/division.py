@@ -12,6 +12,7 @@ from model.objectives import PairObjective
 from model.task import RetrievalTask
 from processor.evaluator import autocast
 from utils.batch import to_device
+from utils.distributed import rank
 from utils.logger import LOGGER
 
 
@@ -67,11 +68,13 @@ def pair_losses(
     num_pairs = len(train.pairs)
     losses: dict[str, Tensor] = {}
     known = torch.zeros(num_pairs, dtype=torch.bool, device=device)
-    for batch in tqdm(train.every_pair(epoch), desc=f"dividing pairs, epoch {epoch}", leave=False, disable=None):
+    loader = train.every_pair(epoch)
+    quiet = True if rank() else None
+    for batch in tqdm(loader, desc=f"dividing pairs, epoch {epoch}", leave=False, disable=quiet):
         batch = to_device(batch, device)
-        index = batch["index"]
         with autocast(device, precision):
             step = task.encode(batch)
+        index = step.batch["index"]  # of the whole batch: every process has all losses, and decides the same
         known[index] = True
         for name, objective in objectives.items():
             found = objective.pair_losses(step)

@@ -12,6 +12,7 @@ from tqdm import tqdm
 from datasets.loaders import EvalLoaders
 from model.encoders import Encoder
 from utils.batch import Batch, to_device
+from utils.distributed import gather_objects, rank, world_size
 from utils.errors import DataError, TrainingError
 from utils.logger import LOGGER, format_table
 from utils.metrics import Ranking, rank_queries, similarity_chunks
@@ -77,14 +78,24 @@ def embed(encoder: Encoder, loaders: EvalLoaders, device: torch.device, precisio
             ]
     finally:
         encoder.train(was_training)
-    if skipped := loaders.images.unreadable():
+    skipped = [path for part in gather_objects(loaders.images.unreadable()) for path in part]
+    if skipped:
         LOGGER.warning("%d images cannot be read and are not in the gallery: %s", len(skipped), ", ".join(skipped[:5]))
+    images, captions = _whole(images, device), _whole(captions, device)
     if not images:
-        raise DataError(f"{loaders.images.paths[0]}: cannot be read, and neither can any other gallery image")
+        raise DataError(f"{skipped[0]}: cannot be read, and neither can any other gallery image")
     (gallery, gallery_pids), (query, query_pids) = (
         map(torch.cat, zip(*part, strict=True)) for part in (images, captions)
     )
     return Embeddings(F.normalize(gallery), F.normalize(query), gallery_pids, query_pids)
+
+
+def _whole(pieces: list[tuple[Tensor, Tensor]], device: torch.device) -> list[tuple[Tensor, Tensor]]:
+    """The embeddings and pids of the batches of all processes, in order."""
+    if world_size() == 1:
+        return pieces
+    on_cpu = [(embeddings.cpu(), pids.cpu()) for embeddings, pids in pieces]
+    return [(embeddings.to(device), pids.to(device)) for part in gather_objects(on_cpu) for embeddings, pids in part]
 
 
 def metrics_table(rows: dict[str, dict[str, float]], first: str = "task") -> str:
@@ -100,5 +111,5 @@ def _rank(query: Tensor, gallery: Tensor, query_pids: Tensor, gallery_pids: Tens
 
 def batches(loader: DataLoader[Batch], what: str, device: torch.device) -> Iterator[Batch]:
     """The loader's batches on `device`, with a bar."""
-    for batch in tqdm(loader, desc=f"embedding {what}", leave=False, disable=None):
+    for batch in tqdm(loader, desc=f"embedding {what}", leave=False, disable=True if rank() else None):
         yield to_device(batch, device)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from datasets.pairs import TrainPairs
 from model.objectives import PartMean, Values
+from utils.distributed import mean_of_processes
 from utils.errors import TrainingError
 
 
@@ -37,7 +38,9 @@ class Meters:
 
     def read(self) -> dict[str, float]:
         """The means so far, but for those over no pair at all. Waits for the device."""
-        means = torch.stack([total / self.counts[name] for name, total in self.sums.items()]).tolist()
+        means = mean_of_processes(
+            torch.stack([total / self.counts[name] for name, total in self.sums.items()])
+        ).tolist()
         read = dict(zip(self.sums, means, strict=True))
         return {name: mean for name, mean in read.items() if isinstance(self.counts[name], int) or not math.isnan(mean)}
 

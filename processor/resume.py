@@ -10,6 +10,7 @@ from configs.schema import Config, load_config
 from processor.trainer import Trainer
 from utils.checkpoint import load_checkpoint, load_state
 from utils.config import to_plain, to_yaml
+from utils.distributed import rank
 from utils.errors import CheckpointError, ConfigError
 from utils.logger import LOGGER, append_json_line
 
@@ -71,6 +72,8 @@ def go_on(trainer: Trainer, content: Mapping[str, Any]) -> None:
     """
     load_state(trainer.task, content["model"], trainer.run / "last.pt")
     trainer.load_state_dict(content["training"])
+    if rank():
+        return
     metrics = trainer.run / "metrics.jsonl"
     temporary = metrics.with_name(".metrics.jsonl.tmp")
     temporary.write_text("")

@@ -1,5 +1,6 @@
 """The training loop: epochs of steps, evaluation, logs and checkpoints, read from top to bottom."""
 
+import contextlib
 import time
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -7,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 from torch.optim import Optimizer
 from torch.utils.tensorboard import SummaryWriter
@@ -23,7 +25,7 @@ from solver.schedule import lr_at
 from utils.batch import to_device
 from utils.checkpoint import save_checkpoint
 from utils.config import to_yaml
-from utils.distributed import peak_memory
+from utils.distributed import average_gradients, gather_objects, peak_memory, rank, world_size
 from utils.logger import LOGGER, append_json_line, format_table
 from utils.seed import random_state, set_random_state
 
@@ -66,7 +68,7 @@ class Trainer:
             TrainingError: the loss is not finite; `last.pt` and `best.pt` are those of the epochs before.
         """
         epochs = self.config.train.epochs
-        with SummaryWriter(str(self.run), purge_step=self.epoch) as board:
+        with self._board() as board:
             while self.epoch <= epochs:
                 if self.batches == 0:
                     self.record, self.meters = {"epoch": self.epoch, **self._divide(self.epoch)}, Meters()
@@ -76,13 +78,18 @@ class Trainer:
                 self.history.append(record)
                 self.epoch, self.batches = self.epoch + 1, 0
                 self._save()
-                append_json_line(self.run / "metrics.jsonl", record)
-                _write_board(board, record)
+                if board is not None:
+                    append_json_line(self.run / "metrics.jsonl", record)
+                    _write_board(board, record)
         LOGGER.info("results on test, protocol: t2i, whole gallery, no camera filter\n%s", self.result_table())
         split = self.config.eval.select_on
         if best := self._best(split):
             LOGGER.info("best R1: %.2f at epoch %d (on %s)", best[split]["R1"], best["epoch"], split)
         return self.history
+
+    def _board(self) -> contextlib.AbstractContextManager[SummaryWriter | None]:
+        """TensorBoard's file, of the process that writes the run folder."""
+        return contextlib.nullcontext() if rank() else SummaryWriter(str(self.run), purge_step=self.epoch)
 
     def _divide(self, epoch: int) -> dict[str, float]:
         config = self.config.train
@@ -103,7 +110,8 @@ class Trainer:
         self.task.train()
         watch, first, pairs, start = StepWatch(self.train.pairs), self.batches + 1, 0, time.perf_counter()
         name = f"epoch {epoch}/{config.epochs}"
-        bar = tqdm(batches, desc=name, total=total_steps, initial=self.batches, leave=False, disable=None)
+        quiet = True if rank() else None  # None: where the output is no terminal
+        bar = tqdm(batches, desc=name, total=total_steps, initial=self.batches, leave=False, disable=quiet)
         for number, batch in enumerate(bar, start=first):
             self.step += 1
             index = batch["index"]
@@ -116,9 +124,10 @@ class Trainer:
             if updates := number % config.accumulate == 0 or number == total_steps:
                 self._update()
             terms = {"loss": total.detach(), **terms}
-            self.meters.update(terms, len(index))
+            size = int(batch["shards"].sum()) if "shards" in batch else len(index)  # pairs of all processes
+            self.meters.update(terms, size)
             watch.note(self.step, terms, index)
-            pairs += len(index)
+            pairs += size
             if number % config.log_every == 0 or number == total_steps:
                 watch.check()
                 means = ", ".join(f"{name}: {value:.4f}" for name, value in self.meters.read().items())
@@ -140,6 +149,7 @@ class Trainer:
         """How many training images could not be read so far, where they are skipped; the log gets their paths once."""
         if not self.train.pairs.images.skip_bad:
             return {}
+        self._share_unreadable()
         found = self.train.pairs.images.unreadable()
         known = self.history[-1]["bad_images"] if self.history else 0
         if len(found) > known:
@@ -150,7 +160,13 @@ class Trainer:
             )
         return {"bad_images": len(found)}
 
+    def _share_unreadable(self) -> Tensor:
+        """Which training images any process could not read, as all of them know then."""
+        bad = self.train.pairs.images.bad
+        return bad.copy_(torch.stack(gather_objects(bad)).any(dim=0))
+
     def _update(self) -> None:
+        average_gradients(self.task.parameters())
         if self.config.train.clip_grad is not None:
             self.scaler.unscale_(self.optimizer)
             clip_grad_norm_(self.task.parameters(), self.config.train.clip_grad)
@@ -179,12 +195,19 @@ class Trainer:
             "metrics": dict(record),
             "model": self.task.state_dict(),
         }
+        content_of_last = content | {"training": self.state_dict()}
+        if rank():
+            return
         if self.batches == 0 and record is self._best(self.config.eval.select_on):
             save_checkpoint(self.run / "best.pt", content)
-        save_checkpoint(self.run / "last.pt", content | {"training": self.state_dict()})
+        save_checkpoint(self.run / "last.pt", content_of_last)
 
     def state_dict(self) -> dict[str, Any]:
-        """All that training needs to go on as if it had not been interrupted, but for the model's weights."""
+        """All that training needs to go on as if it had not been interrupted, but for the model's weights.
+
+        All processes have to call it together: each has its own random numbers and running means.
+        """
+        own = {"meters": self.meters.state_dict(), "random": random_state(self.device)}
         return {
             "epoch": self.epoch,
             "batches": self.batches,
@@ -193,10 +216,9 @@ class Trainer:
             "history": self.history,
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
-            "meters": self.meters.state_dict(),
             "counted": {name: module.counted for name, module in pair_objectives(self.task).items()},
-            "unreadable": self.train.pairs.images.bad,
-            "random": random_state(self.device),
+            "unreadable": self._share_unreadable(),
+            "processes": gather_objects(own),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -205,12 +227,19 @@ class Trainer:
         self.record, self.history = dict(state["record"]), list(state["history"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
-        self.meters.load_state_dict(state["meters"], self.device)
         for name, module in pair_objectives(self.task).items():
             counted = state["counted"].get(name)
             module.counted = None if counted is None else counted.to(self.device)
         self.train.pairs.images.bad.copy_(state["unreadable"])
-        set_random_state(state["random"], self.device)
+        processes = state["processes"]
+        if len(processes) != world_size():
+            LOGGER.warning(
+                "the run had %d processes and has %d now: what the model draws at random will differ",
+                *(len(processes), world_size()),
+            )
+        own = processes[rank() % len(processes)]
+        self.meters.load_state_dict(own["meters"], self.device)
+        set_random_state(own["random"], self.device)
 
     def _best(self, split: str) -> dict[str, Any] | None:
         """The first record with the highest R1 on `split`."""

@@ -30,6 +30,10 @@ FIELDS: Mapping[str, str] = {
 }
 
 
+# Where W > 1 processes train, a batch is one process's part; "shards", int64 (W,) on the CPU, says how many pairs of
+# the whole batch each of them has.
+
+
 def caption_mask(caption_ids: Tensor) -> Tensor:
     """bool (B, L): the columns of ids (B, L) up to the last that is no padding, the first one in any case."""
     mask = caption_ids.flip(1).cumsum(dim=1).flip(1) > 0
@@ -37,6 +41,12 @@ def caption_mask(caption_ids: Tensor) -> Tensor:
     return mask
 
 
+def precise(values: Tensor) -> Tensor:
+    """As float32, or as float64 where it is that already: what losses are computed in."""
+    return values if values.dtype == torch.float64 else values.float()
+
+
 def to_device(batch: Batch, device: torch.device) -> Batch:
-    """The batch on `device`; copies from pinned memory do not block."""
-    return {name: value.to(device, non_blocking=True) for name, value in batch.items()}
+    """The batch on `device`, but for its `shards`; copies from pinned memory do not block."""
+    moved = {name: value.to(device, non_blocking=True) for name, value in batch.items() if name != "shards"}
+    return moved | {name: value for name, value in batch.items() if name == "shards"}

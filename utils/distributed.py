@@ -1,9 +1,132 @@
-"""The only file that knows which devices there are."""
+"""The only file that knows which devices there are, and which other processes train with this one.
 
+Every process of `torchrun` trains on its part of each batch. Embeddings are gathered with their gradient, so that each
+process computes the loss of the whole batch; what a process says of its own part alone is weighted by `share`. The mean
+of the processes' gradients is then the gradient that one process would have.
+"""
+
+import contextlib
+import os
 import resource
 import sys
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.nn import Parameter
+
+BUCKET = 2**22  # numbers per message when gradients are averaged
+
+
+def start_processes() -> torch.device:
+    """Join the other processes of `torchrun`, if there are any; returns the device of this one."""
+    device = default_device()
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
+        if device.type == "cuda":
+            device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+            torch.cuda.set_device(device)
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    return device
+
+
+@contextlib.contextmanager
+def first_alone() -> Iterator[None]:
+    """What is in here is done by the first process, and by the others when that has ended."""
+    if rank() == 0:
+        yield
+    if world_size() > 1:
+        dist.barrier()
+    if rank():
+        yield
+
+
+def world_size() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """This process's number; 0 writes the run folder."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def shard_sizes(size: int) -> list[int]:
+    """How a batch of `size` pairs is parted: the first processes have one more where it does not come out even."""
+    processes = world_size()
+    return [size // processes + (number < size % processes) for number in range(processes)]
+
+
+def gather(local: Tensor, sizes: Sequence[int]) -> Tensor:
+    """The rows of all processes in order, with gradient: (n, ...) -> (sum of sizes, ...).
+
+    Args:
+        local: this process's rows, sizes[rank] of them.
+        sizes: of every process.
+    """
+    return local if world_size() == 1 else _Gather.apply(local, sizes)
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, local: Tensor, sizes: Sequence[int]) -> Tensor:
+        ctx.sizes = sizes
+        as_sent = local.byte() if local.dtype == torch.bool else local
+        padded = as_sent.new_zeros(max(sizes), *local.shape[1:])
+        padded[: len(local)] = as_sent
+        parts = [torch.empty_like(padded) for _ in sizes]
+        dist.all_gather(parts, padded)
+        return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)]).to(local.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        gradient = gradients[0].contiguous()
+        dist.all_reduce(gradient)  # every process's loss depends on these rows
+        first = sum(ctx.sizes[: rank()])
+        return gradient[first : first + ctx.sizes[rank()]], None
+
+
+def share(mean: Tensor, count: int) -> Tensor:
+    """A mean over `count` things of this process, weighted so that the processes' mean is that over all things."""
+    if world_size() == 1:
+        return mean
+    total = torch.tensor(float(count), dtype=torch.float64, device=mean.device)
+    dist.all_reduce(total)
+    return mean * (count * world_size() / total.clamp(min=1)).to(mean.dtype)
+
+
+def average_gradients(parameters: Iterable[Parameter]) -> None:
+    """Give every process the mean of all processes' gradients."""
+    if world_size() == 1:
+        return
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    bucket: list[Tensor] = []
+    for gradient, following in zip(gradients, [*gradients[1:], None], strict=True):
+        bucket.append(gradient)
+        full = sum(one.numel() for one in bucket) >= BUCKET
+        if full or following is None or following.dtype != gradient.dtype:
+            flat = torch.cat([one.flatten() for one in bucket])
+            dist.all_reduce(flat)
+            flat /= world_size()
+            for one, part in zip(bucket, flat.split([one.numel() for one in bucket]), strict=True):
+                one.copy_(part.view_as(one))
+            bucket = []
+
+
+def mean_of_processes(values: Tensor) -> Tensor:
+    """Without gradient."""
+    if world_size() > 1:
+        dist.all_reduce(values)
+    return values / world_size()
+
+
+def gather_objects(value: Any) -> list[Any]:
+    """Every process's value, in order; plain Python values and tensors on the CPU."""
+    if world_size() == 1:
+        return [value]
+    values: list[Any] = [None] * world_size()
+    dist.all_gather_object(values, value)
+    return values
 
 
 def default_device() -> torch.device:
@@ -20,7 +143,8 @@ def peak_memory(device: torch.device) -> float:
 
 
 def describe_device(device: torch.device) -> str:
-    """For the log: the GPU's name, or the number of CPU threads."""
+    """For the log: the GPU's name, or the number of CPU threads; and how many processes there are."""
+    name = f"CPU, {torch.get_num_threads()} threads"
     if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"CPU, {torch.get_num_threads()} threads"
+        name = torch.cuda.get_device_name(device)
+    return name if world_size() == 1 else f"{world_size()} processes, {name} each"

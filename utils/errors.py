@@ -2,7 +2,12 @@
 
 import contextlib
 import sys
+import time
 from collections.abc import Iterator
+
+from utils.distributed import rank
+
+OTHERS_WAIT = 5  # seconds until another process than the first says what went wrong
 
 
 class UserError(Exception):
@@ -35,7 +40,9 @@ def exit_on_user_error() -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        if number := rank():  # the first process says what all of them meet; torchrun then ends the others
+            time.sleep(OTHERS_WAIT)
+        print(f"error: {error}" if number == 0 else f"error (process {number}): {error}", file=sys.stderr, flush=True)
         sys.exit(1)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

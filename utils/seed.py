@@ -6,12 +6,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from utils.distributed import rank
+
 
 def seed_everything(seed: int) -> None:
     """Seed Python, NumPy and torch (CPU and GPUs)."""
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
+
+
+def seed_process(seed: int) -> None:
+    """Where several processes train, let each draw its own masks and dropout from now on; the weights are made."""
+    if rank():
+        torch.manual_seed(seed * 1_000_003 + rank())
 
 
 def random_state(device: torch.device) -> dict[str, Tensor]:

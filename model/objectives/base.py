@@ -40,16 +40,21 @@ Values: TypeAlias = dict[str, Tensor | PartMean]
 
 @dataclass(frozen=True)
 class Step:
-    """One training step as every objective sees it (B pairs, D dimensions, N patches, L columns of text)."""
+    """One training step as every objective sees it (B pairs, D dimensions, N patches, L columns of text).
 
+    Where several processes train, embeddings, pids, teacher, and the batch's index and clean flags are those of the
+    whole batch, and all else is of the `b` rows of this process.
+    """
+
+    rows: int  # b; 0 where there are fewer pairs than processes and the row that is there belongs to another one
     embeddings: tuple[tuple[Tensor, Tensor], ...]  # of image and text, float32 (B, D) each, not normalised
     pids: Tensor  # int64 (B,)
     logit_scale: float
-    image_tokens: Tensor  # (B, 1 + N, D)
-    caption_ids: Tensor  # int64 (B, L), the captions of `text`
-    text_tokens: Tensor  # (B, L, D), theirs
+    image_tokens: Tensor  # (b, 1 + N, D)
+    caption_ids: Tensor  # int64 (b, L), the captions of `text`
+    text_tokens: Tensor  # (b, L, D), theirs
     teacher: tuple[Tensor, Tensor] | None  # its embeddings of image and text, float32 (B, D') each, constant
-    texts: Mapping[str, Tensor]  # batch field of token ids -> their tokens (B, L, D)
+    texts: Mapping[str, Tensor]  # batch field of token ids -> their tokens (b, L, D)
     batch: Batch
 
     @property

@@ -9,7 +9,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from model.objectives.base import OBJECTIVES, Facts, Objective, Reduction, Step, Values, reduce
-from utils.batch import caption_mask
+from utils.batch import caption_mask, precise
+from utils.distributed import share
 from utils.errors import ConfigError
 
 Variant = Literal["code", "paper"]
@@ -205,6 +206,7 @@ class ExplicitFineGrained(Objective):
         self.mask_padding, self.full_text = mask_padding, not mask_padding
 
     def forward(self, step: Step) -> tuple[Tensor, Values]:
-        patches = step.image_tokens[:, 1:].float()
+        patches = precise(step.image_tokens[:, 1:])
         mask = caption_mask(step.caption_ids) if self.mask_padding else None
-        return efa_loss(step.text_tokens.float(), patches, text_mask=mask, **self.options), {}
+        loss = efa_loss(precise(step.text_tokens), patches, text_mask=mask, **self.options)
+        return share(loss, step.rows), {}  # each process compares its own tokens

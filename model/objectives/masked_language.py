@@ -6,6 +6,8 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from model.objectives.base import OBJECTIVES, Facts, Objective, Step, Values
+from utils.batch import precise
+from utils.distributed import share
 from utils.errors import ConfigError
 
 HEAD_DIM = 64  # of each attention head, as everywhere in CLIP
@@ -66,9 +68,10 @@ class MaskedLanguage(Objective):
         positions = step.batch["mlm_positions"]
         labels = step.batch["mlm_labels"].flatten()[positions]
         hidden = self.fuse(step.texts["mlm_ids"], step.image_tokens)
-        scores = self.mlm_head(hidden.flatten(0, 1)[positions]).float()  # (M, V)
+        scores = self.mlm_head(hidden.flatten(0, 1)[positions])  # (M, V)
         accuracy = (scores.detach().argmax(dim=1) == labels).float().mean()
-        return mlm_loss(scores, labels), {"mlm_acc": accuracy}
+        count = len(labels) if step.rows else 0
+        return share(mlm_loss(precise(scores), labels), count), {"mlm_acc": share(accuracy, count)}
 
     def fuse(self, text_tokens: Tensor, image_tokens: Tensor) -> Tensor:
         """(B, L, D) and (B, 1 + N, D) -> (B, L, D). No residual around the cross attention, no mask in the blocks."""

@@ -1,0 +1,352 @@
+"""Several processes train as one does: gradients, batches, metrics, whole and resumed runs; an error ends all."""
+
+import json
+import multiprocessing
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+import train as train_program
+from configs.schema import Config, load_config
+from datasets.annotations import load_annotations
+from datasets.loaders import build_eval_loaders, build_train_loader, data_tokenizer
+from model.convert import load_weights
+from model.task import RetrievalTask, build_encoder, build_task, resolve
+from model.teacher import Teacher
+from processor.division import pair_objectives
+from processor.evaluator import embed
+from tests.conftest import ROOT, TINY, TINY_IVT
+from tests.test_resume import Killed, die_after, same_runs
+from utils.checkpoint import load_checkpoint
+from utils.distributed import (
+    average_gradients,
+    gather,
+    gather_objects,
+    mean_of_processes,
+    rank,
+    shard_sizes,
+    share,
+    start_processes,
+)
+
+# One process imports everything, the others are forked from it.
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["tests.test_distributed"])
+
+
+def _enter(function: Callable[..., Any], number: int, world: int, port: int, queue: Any, arguments: tuple) -> None:
+    os.environ |= {"RANK": str(number), "WORLD_SIZE": str(world), "LOCAL_RANK": str(number)}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    torch.set_num_threads(1)
+    try:
+        start_processes()
+        result = function(*arguments)
+        queue.put((number, True, result))
+        dist.barrier()
+        dist.destroy_process_group()
+    except BaseException:
+        queue.put((number, False, traceback.format_exc()))
+        queue.close()
+        queue.join_thread()  # it has been written
+        os._exit(1)
+
+
+def together(world: int, function: Callable[..., Any], *arguments: Any) -> list[Any]:
+    """What `function` returns in each of `world` processes."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    queue = CONTEXT.Queue()
+    processes = [
+        CONTEXT.Process(target=_enter, args=(function, number, world, port, queue, arguments))
+        for number in range(world)
+    ]
+    for process in processes:
+        process.start()
+    results: dict[int, Any] = {}
+    try:
+        for _ in processes:
+            number, fine, result = queue.get(timeout=120)
+            assert fine, f"process {number}: {result}"
+            results[number] = result
+    finally:
+        for process in processes:
+            process.join(timeout=10)
+            process.kill()
+    return [results[number] for number in range(world)]
+
+
+# --- gathering ------------------------------------------------------------------------------------------------------
+
+
+def _gathered(size: int) -> tuple[Any, ...]:
+    sizes = shard_sizes(size)
+    first = sum(sizes[: rank()])
+    whole = torch.arange(size * 3, dtype=torch.float64).view(size, 3) / 7
+    local = whole[first : first + sizes[rank()]].clone().requires_grad_()
+    found = gather(local, sizes)
+    weights = torch.linspace(1, 2, size, dtype=torch.float64)[:, None]
+    (weights * found.square()).sum().backward()
+    flags = gather(torch.tensor([True, False, True])[: sizes[rank()]], sizes)
+    mean = share(local.detach().sum() / max(len(local), 1), len(local))
+    return found.detach().numpy(), local.grad.numpy(), flags.numpy(), float(mean), gather_objects(rank())  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("world, size", [(2, 4), (2, 5), (3, 7), (3, 2)])
+def test_gathering(world: int, size: int) -> None:
+    whole = torch.arange(size * 3, dtype=torch.float64).view(size, 3) / 7
+    expected = 2 * whole * torch.linspace(1, 2, size, dtype=torch.float64)[:, None]
+    results = together(world, _gathered, size)
+    gradients = torch.cat([torch.from_numpy(gradient) for _, gradient, *_ in results])
+    torch.testing.assert_close(gradients / world, expected)  # the sum over processes, whose mean is taken at the end
+    for found, _, flags, _, order in results:
+        assert torch.equal(torch.from_numpy(found), whole) and order == list(range(world)) and len(flags) == size
+    means = [mean for *_, mean, _ in results]
+    assert sum(means) / world == pytest.approx(float(whole.sum()) / size)
+
+
+def _averaged() -> list[Any]:
+    module = torch.nn.ModuleList([torch.nn.Linear(3, 2), torch.nn.Linear(2, 1).double(), torch.nn.Linear(4, 4)])
+    for place, parameter in enumerate(module.parameters()):
+        if place < 4:  # the last one is not used
+            parameter.grad = torch.full_like(parameter, float(rank() + place))
+    average_gradients(module.parameters())
+    return [None if parameter.grad is None else parameter.grad.unique().tolist() for parameter in module.parameters()]
+
+
+def test_gradients_are_averaged() -> None:
+    assert together(2, _averaged) == [[[0.5], [1.5], [2.5], [3.5], None, None]] * 2
+
+
+# --- one step -------------------------------------------------------------------------------------------------------
+
+METHODS: dict[str, list[str]] = {
+    "baseline": [],
+    "irra": [],
+    "irra_clean": ["losses.mlm.clean_captions=true", "losses.id.weight=0.5"],
+    "ivt": [],
+    "rde": ["data.noise_rate=0.5"],
+    "lcr2s": [],
+    "lcr2s_joint": ["data.num_instances=2"],
+}
+
+
+def config_of(method: str, root: Path, *more: str) -> Config:
+    tiny = TINY_IVT if method == "ivt" else TINY
+    path = ROOT / f"configs/{method.removesuffix('_clean')}.yaml"
+    return resolve(load_config(path, [*tiny, f"data.root={root}", *METHODS.get(method, []), *more]))
+
+
+def _task(config: Config) -> RetrievalTask:
+    """In float64, with weights that matter, and what a run would have decided before its first step."""
+    torch.manual_seed(0)
+    task = build_task(config, num_pids=8)
+    if any("distill" in name for name in config.losses) and not task.encoder.teaches:
+        teacher = load_config(ROOT / "configs/lcr2s_teacher.yaml", TINY)
+        task.learn_from(Teacher(build_encoder(teacher)))
+    with torch.no_grad():
+        for module in (task, *filter(None, [task.teacher])):
+            for parameter in module.parameters():
+                parameter.add_(0.05 * torch.randn_like(parameter))
+    for objective in pair_objectives(task).values():
+        if objective.fit is not None:
+            objective.counted = torch.arange(32) % 3 != 0
+    return task.double().eval()  # without dropout and masks, which every process draws for itself
+
+
+def _batch(config: Config, task: RetrievalTask, number: int) -> dict[str, Tensor]:
+    annotations = load_annotations("synthetic", config.data.root)
+    tokenizer = data_tokenizer(config.data, annotations.folder, most=1024, kinds=task.encoder.tokenizers)
+    fields = task.inputs | {"index", "clean"}
+    options = {"fields": fields, "full_text": task.full_text, "seed": 1, "pin_memory": False}
+    loader = build_train_loader(config.data, annotations, tokenizer, **options)
+    batch = list(loader.epoch(1))[number]
+    return {name: value.double() if value.is_floating_point() else value for name, value in batch.items()}
+
+
+def _step(config: Config, number: int) -> tuple[float, dict[str, Any], list[float]]:
+    """The loss of a batch, all gradients and the terms of the log."""
+    task = _task(config)
+    total, terms = task(_batch(config, task, number))
+    total.backward()
+    average_gradients(task.parameters())
+    gradients = {name: p.grad.numpy() for name, p in task.named_parameters() if p.grad is not None}
+    values = [mean_of_processes(value) for value in terms.values() if isinstance(value, Tensor)]
+    return float(mean_of_processes(total.detach())), gradients, [float(value) for value in values]
+
+
+@pytest.mark.parametrize("world", [2, 4])
+@pytest.mark.parametrize("method", METHODS)
+def test_loss_and_gradients_are_those_of_one_process(method: str, world: int, root: Path) -> None:
+    size = {2: 7, 4: 10}[world]  # of 32 pairs: the last batch has 4 for 2 processes, and 2 for 4
+    more = [f"data.batch_size={size}"] if "ivt" not in method and "joint" not in method else []
+    config = config_of(method, root, *more)
+    numbers = [0, -1] if config.data.sampler == "random" else [0]
+    for number in numbers:
+        expected, gradients, terms = _step(config, number)
+        for total, found, values in together(world, _step, config, number):
+            assert total == pytest.approx(expected, rel=1e-10)
+            assert values == pytest.approx(terms, rel=1e-10)
+            assert set(found) == set(gradients)
+            for name, gradient in gradients.items():
+                scale = abs(gradient).max()
+                assert abs(found[name] - gradient).max() <= 1e-10 * max(scale, 1e-3), name
+
+
+def test_token_losses_are_of_each_process_weighted_by_its_pairs(root: Path) -> None:
+    config = config_of("fmfa", root, "losses.asdm=null", "losses.id=null", "losses.mlm=null", "data.batch_size=7")
+    task = _task(config)
+    batch, expected = _batch(config, task, 0), 0.0
+    for part in (slice(0, 4), slice(4, 7)):
+        loss, _ = task({name: value[part] for name, value in batch.items()})
+        (loss * len(batch["pids"][part]) / 7).backward()
+        expected += float(loss.detach()) * len(batch["pids"][part]) / 7
+    for total, found, _ in together(2, _step, config, 0):
+        assert total == pytest.approx(expected, rel=1e-10)
+        for name, parameter in task.named_parameters():
+            if parameter.grad is not None:
+                torch.testing.assert_close(torch.from_numpy(found[name]), parameter.grad, rtol=1e-9, atol=1e-13)
+
+
+# --- batches --------------------------------------------------------------------------------------------------------
+
+
+def _indices(config: Config) -> list[list[list[int]]]:
+    annotations = load_annotations("synthetic", config.data.root)
+    tokenizer = data_tokenizer(config.data, annotations.folder, most=1024)
+    options = {"fields": {"index", "images"}, "full_text": False, "seed": 1, "pin_memory": False}
+    loader = build_train_loader(config.data, annotations, tokenizer, **options)
+    return [[batch["index"].tolist() for batch in loader.epoch(2, start)] for start in (0, 2)]
+
+
+@pytest.mark.parametrize("sampler", ["random", "identity"])
+@pytest.mark.parametrize("world", [2, 3])
+def test_processes_share_the_batches_of_one(sampler: str, world: int, root: Path) -> None:
+    config = config_of("baseline", root, f"data.sampler={sampler}", "data.num_instances=2", "data.batch_size=8")
+    (whole, rest), parts = _indices(config), together(world, _indices, config)
+    assert rest == whole[2:]
+    for number, batch in enumerate(whole):
+        pieces = [part[0][number] for part in parts]
+        assert [pair for piece in pieces for pair in piece] == batch  # disjoint, and in the same order
+        assert max(map(len, pieces)) - min(map(len, pieces)) <= 1
+    assert all(part[1] == part[0][2:] for part in parts)
+
+
+# --- runs -----------------------------------------------------------------------------------------------------------
+
+FAST = ["train.epochs=5", "solver.lr=2e-4", "solver.eps=1e-6", "solver.schedule.warmup_epochs=1", "train.log_every=1"]
+
+
+def _train(config: Config, run: Path) -> None:
+    train_program.train(config, run)
+
+
+def lines_of(run: Path) -> list[dict]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("method", ["irra", "rde"])
+def test_a_run_of_two_processes_is_that_of_one(method: str, root: Path, tmp_path: Path) -> None:
+    """20 steps; RDE divides by losses that all processes have."""
+    config = config_of(method, root, *FAST, "data.workers=0")
+    train_program.train(config, tmp_path / "one")
+    together(2, _train, config, tmp_path / "two")
+    names = {path.name.split(".")[0] for path in (tmp_path / "one").iterdir()}
+    assert {path.name.split(".")[0] for path in (tmp_path / "two").iterdir()} == names
+    for one, two in zip(lines_of(tmp_path / "one"), lines_of(tmp_path / "two"), strict=True):
+        assert set(one) == set(two)
+        for name, value in one.items():
+            if "loss" in name or "counted" in name:
+                assert two[name] == pytest.approx(value, rel=2e-3), (one["epoch"], name)
+    log = (tmp_path / "two/train.log").read_text()
+    assert "2 processes" in log and log.count("Epoch 1 done") == 1
+
+
+def test_what_one_process_cannot_read_all_know(root: Path, tmp_path: Path) -> None:
+    shutil.copytree(root, tmp_path / "data")
+    paths = sorted({record.image_path for record in load_annotations("synthetic", tmp_path / "data").train})
+    for path in paths[:3]:
+        Path(path).write_bytes(b"no image")
+    together(2, _train, config_of("irra", tmp_path / "data", "data.on_bad_image=skip"), tmp_path / "run")
+    assert [line["bad_images"] for line in lines_of(tmp_path / "run")] == [3]
+    unreadable = load_checkpoint(tmp_path / "run/last.pt")["training"]["unreadable"]
+    assert int(unreadable.sum()) == 6  # pairs, which no process has met alone
+
+
+def _evaluate(config: Config, checkpoint: Path) -> dict[str, float]:
+    task = build_task(config, None)
+    load_weights(task, checkpoint)
+    annotations = load_annotations("synthetic", config.data.root)
+    tokenizer = data_tokenizer(config.data, annotations.folder, most=1024)
+    loaders = build_eval_loaders(config.data, annotations.train, tokenizer, batch_size=5, pin_memory=False)
+    return embed(task.encoder, loaders, torch.device("cpu"), "fp32").rank_images().summary()
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_metrics_are_exactly_those_of_one_process(world: int, root: Path, tmp_path: Path) -> None:
+    config = config_of("irra", root, *FAST, "train.epochs=2")
+    run = train_program.train(config, tmp_path / "run")
+    expected = _evaluate(config, run / "last.pt")
+    assert together(world, _evaluate, config, run / "last.pt") == [expected] * world
+
+
+def _killed(config: Config, run: Path, saves: int) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        die_after(patch, saves)
+        try:
+            train_program.train(config, run)
+        except Killed:
+            raise
+        raise AssertionError("went on")
+
+
+def _resume(run: Path) -> None:
+    train_program.resume(run, [])
+
+
+@pytest.mark.parametrize("method", ["irra", "ivt"])
+def test_a_resumed_run_of_two_processes_is_the_straight_one(method: str, root: Path, tmp_path: Path) -> None:
+    config = config_of(method, root, *FAST, "train.epochs=2", "train.save_every_steps=1", "eval.every=2")
+    together(2, _train, config, tmp_path / "straight")
+    with pytest.raises(AssertionError, match="Killed"):
+        together(2, _killed, config, tmp_path / "resumed", 5)
+    assert load_checkpoint(tmp_path / "resumed/last.pt")["training"]["batches"] > 0
+    together(2, _resume, tmp_path / "resumed")
+    same_runs(tmp_path / "straight", tmp_path / "resumed")
+
+
+# --- torchrun -------------------------------------------------------------------------------------------------------
+
+
+def torchrun(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone", "train.py"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [*command, *map(str, arguments)], cwd=ROOT, capture_output=True, text=True, timeout=120, env=environment
+    )
+
+
+def test_an_error_of_one_process_ends_all_with_its_message(root: Path, tmp_path: Path) -> None:
+    """Of a real torchrun: it trains an epoch, and the second process meets a bad image when it evaluates."""
+    data = tmp_path / "data"
+    shutil.copytree(root, data)
+    records = load_annotations("synthetic", data).val
+    Path(records[-1].image_path).write_bytes(b"no image")  # of the second process's part
+    started, run = time.monotonic(), tmp_path / "run"
+    done = torchrun("--config", "configs/irra.yaml", "--run-folder", run, "--set", *TINY, f"data.root={data}")
+    assert done.returncode != 0 and time.monotonic() - started < 60
+    assert "2 processes" in done.stdout and done.stdout.count("Epoch 1 done") == 1
+    assert f"error (process 1): {records[-1].image_path}: this image cannot be read" in done.stderr
+    assert "error: " not in done.stderr.replace("error (process 1): ", "")
