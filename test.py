@@ -24,7 +24,7 @@ def main() -> None:
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--run", type=Path, help="a run folder")
     what.add_argument("--config", type=Path, help="a YAML file; alone: the weights that training would start from")
-    parser.add_argument("--checkpoint", help="with --run: best, last, or the path of a checkpoint; default: best")
+    parser.add_argument("--checkpoint", help="with --run: best, last, best_ema, or a path; default: best")
     parser.add_argument("--weights", type=Path, metavar="PATH", help="with --config: a checkpoint, ours or published")
     parser.add_argument("--format", help="of --weights, for instance irra; default: recognised")
     parser.add_argument("--on", nargs="+", metavar="DATASET", help="data sets to test on; default: the config's")
@@ -76,7 +76,7 @@ def load_task(arguments: argparse.Namespace) -> tuple[Config, RetrievalTask, str
             raise ConfigError(f"{arguments.run}: no run folder (there is no config.yaml in it)")
         config = load_config(arguments.run / "config.yaml", arguments.set)
         name = arguments.checkpoint or "best"
-        weights, format = arguments.run / f"{name}.pt" if name in ("best", "last") else Path(name), "own"
+        weights, format = arguments.run / f"{name}.pt" if name in ("best", "last", "best_ema") else Path(name), "own"
     else:
         if arguments.checkpoint:
             raise ConfigError("--checkpoint: belongs to --run; with --config, --weights names a checkpoint")

@@ -153,6 +153,7 @@ def prepare_loaders(
         full_text=task.full_text,
         seed=config.train.seed,
         pin_memory=pin_memory,
+        parts=config.train.accumulate,
     )
     evaluation = {
         split: build_eval_loaders(

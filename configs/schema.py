@@ -112,8 +112,9 @@ class TrainConfig:
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"  # of autocast; weights and losses are fp32 in all three
     seed: int = 1  # of weights, shuffling, augmentation and masking
     clip_grad: float | None = None  # largest gradient norm; null: no clipping
-    accumulate: int = 1  # batches per optimizer step (their gradients are averaged)
+    accumulate: int = 1  # parts that each batch goes through the towers in: the same gradient in less memory
     compile: bool = False  # torch.compile the encoder's towers
+    ema: float | None = None  # decay of a running mean of the weights, evaluated and saved beside them; null: none
     log_every: int = 100  # steps between two log lines
     save_every_steps: int | None = None  # batches between two checkpoints within an epoch; null: one at its end only
     output: str = "runs"  # run folders are <output>/<dataset>/<time>_<name>
@@ -186,6 +187,8 @@ def _check_bounds(config: Config) -> None:
         if value is not None and not value >= bound:  # not a number is below, too
             what = "must not be negative" if bound == 0 else f"must be at least {bound}"
             raise ConfigError(f"{path}: {what}, is {value}")
+    if config.train.ema is not None and not 0 < config.train.ema < 1:
+        raise ConfigError(f"train.ema: must be above 0 and below 1, is {config.train.ema}")
     data = config.data
     if data.sampler == "identity" and data.batch_size % data.num_instances:
         raise ConfigError(

@@ -18,7 +18,7 @@ from datasets.samplers import IdentityBatches, RandomBatches, Shards
 from datasets.tokenizers import TextTokenizer, build_tokenizer
 from datasets.transforms import build_transform
 from utils.batch import Batch
-from utils.distributed import rank, shard_sizes, world_size
+from utils.distributed import rank, shard_sizes
 from utils.errors import ConfigError
 
 OTHER_DRAWS = 2**31  # no epoch has a number as high
@@ -32,36 +32,45 @@ class TrainLoader:
         pairs: TrainPairs,
         batches: RandomBatches | IdentityBatches,
         batch_size: int,
+        parts: int,
         load: Callable[[Sampler[list[int]]], DataLoader[Batch]],
     ) -> None:
-        self.pairs, self.batches, self.batch_size = pairs, batches, batch_size
-        self.load, self.loader = load, load(Shards(batches))
+        self.pairs, self.batches, self.batch_size, self.parts = pairs, batches, batch_size, parts
+        self.load, self.loader = load, load(Shards(batches, parts))
 
     def __len__(self) -> int:
         return len(self.batches)
 
     def epoch(self, number: int, start: int = 0) -> Iterator[Batch]:
-        """The batches of epoch `number`: their order, augmentation and masking depend on it and on the seed alone.
+        """The batches of epoch `number`, or the parts of one after those of the other.
+
+        Their order, augmentation and masking depend on the epoch and on the seed alone.
 
         Args:
             start: batches to leave out, which were trained on before the run was interrupted.
         """
         self.batches.set_epoch(number, start)
         self.pairs.set_epoch(number)
-        return _sharded(self.loader, self.batches, start)
+        return _in_parts(self.loader, self.batches, start, self.parts)
 
     def every_pair(self, number: int) -> Iterator[Batch]:
         """Each pair once in random batches, whatever the sampler; all draws are others than those of epoch `number`."""
         batches = RandomBatches(len(self.pairs), self.batch_size, self.pairs.seed)
         batches.set_epoch(OTHER_DRAWS + number)
         self.pairs.set_epoch(OTHER_DRAWS + number)
-        return _sharded(self.load(Shards(batches)), batches, 0)
+        return _in_parts(self.load(Shards(batches, 1)), batches, 0, 1)
 
 
-def _sharded(loader: DataLoader[Batch], batches: RandomBatches | IdentityBatches, start: int) -> Iterator[Batch]:
-    """The loader's batches; where several processes train, with the sizes of their parts."""
-    for number, batch in enumerate(loader, start=start):
-        yield batch if world_size() == 1 else batch | {"shards": torch.tensor(shard_sizes(batches.size(number)))}
+def _in_parts(
+    loader: DataLoader[Batch], batches: RandomBatches | IdentityBatches, start: int, parts: int
+) -> Iterator[Batch]:
+    """What the loader gives; where that is not a whole batch, with the sizes of what each process has."""
+    loaded = iter(loader)
+    for number in range(start, len(batches)):
+        sizes = torch.tensor(shard_sizes(batches.size(number), parts)).view(-1, parts)
+        for size in sizes.T:
+            part = next(loaded)
+            yield part if sizes.numel() == 1 else part | {"shards": size}
 
 
 class EvalLoaders(NamedTuple):
@@ -81,6 +90,7 @@ def build_train_loader(
     full_text: bool,
     seed: int,
     pin_memory: bool,
+    parts: int = 1,
 ) -> TrainLoader:
     """Training batches that hold exactly `fields`.
 
@@ -89,6 +99,7 @@ def build_train_loader(
         full_text: keep all `text_length` columns instead of the longest caption's.
         seed: of order, augmentation and masking.
         pin_memory: page-locked batches, for asynchronous copies to a GPU.
+        parts: that each batch is loaded in.
     """
     check_levels(config.text_levels)
     if config.word_source == "attributes" and not any(record.attributes for record in annotations.train):
@@ -112,7 +123,7 @@ def build_train_loader(
             generator=torch.Generator(),  # else it would draw from the model's
         )
 
-    return TrainLoader(pairs, batches, config.batch_size, load)
+    return TrainLoader(pairs, batches, config.batch_size, parts, load)
 
 
 def build_batches(config: DataConfig, pids: list[int], seed: int) -> RandomBatches | IdentityBatches:

@@ -102,16 +102,22 @@ class IdentityBatches(Sampler[list[int]]):
 
 
 class Shards(Sampler[list[int]]):
-    """This process's part of each batch; where it has none, the batch's first pair, as a stand-in."""
+    """This process's parts of each batch; where one is empty, the batch's first pair, as a stand-in.
 
-    def __init__(self, batches: RandomBatches | IdentityBatches) -> None:
-        self.batches = batches
+    Args:
+        batches: what is split.
+        parts: of this process, of each batch.
+    """
+
+    def __init__(self, batches: RandomBatches | IdentityBatches, parts: int) -> None:
+        self.batches, self.parts = batches, parts
 
     def __len__(self) -> int:
-        return len(self.batches)
+        return len(self.batches) * self.parts
 
     def __iter__(self) -> Iterator[list[int]]:
         for batch in self.batches:
-            sizes = shard_sizes(len(batch))
-            first = sum(sizes[: rank()])
-            yield batch[first : first + sizes[rank()]] or batch[:1]
+            sizes = shard_sizes(len(batch), self.parts)
+            for shard in range(rank() * self.parts, (rank() + 1) * self.parts):
+                first = sum(sizes[:shard])
+                yield batch[first : first + sizes[shard]] or batch[:1]

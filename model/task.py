@@ -1,7 +1,8 @@
 """The trainable whole: an encoder and the objectives that a YAML asks for, as one module."""
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, TypeAlias
 
 import torch
@@ -12,16 +13,16 @@ from configs.schema import Config
 from model.convert import load_weights
 from model.encoders import ENCODERS, Encoded, Encoder
 from model.objectives import OBJECTIVES, Facts, Objective, PartMean, Step, Values
+from model.reading import ABSENT, Read, Whole, own_rows
 from model.teacher import CachedTeacher, Teacher
 from utils.batch import Batch, precise
 from utils.checkpoint import load_checkpoint
 from utils.config import constructor_options, to_plain, typed
-from utils.distributed import gather, rank
+from utils.distributed import shares
 from utils.errors import CheckpointError, ConfigError
 from utils.registry import did_you_mean
 
 AnyTeacher: TypeAlias = Teacher | CachedTeacher
-ROW_FIELDS = ("pids", "clean", "image_ids")  # one value for each row
 
 
 class RetrievalTask(nn.Module):
@@ -68,26 +69,57 @@ class RetrievalTask(nn.Module):
 
     def forward(self, batch: Batch) -> tuple[Tensor, Values]:
         """The weighted sum of the losses, and what to log: each loss unweighted as `<name>_loss`, accuracies."""
-        step = self.encode(batch)
+        return self.losses(self.encode(batch), shares=self.shares([batch])[0])
+
+    def losses(
+        self, step: Step, *, local: bool | None = None, shares: Mapping[str, Tensor] = MappingProxyType({})
+    ) -> tuple[Tensor, Values]:
+        """What `forward` returns, of a step.
+
+        Args:
+            local: only of the objectives that are local, or only of those that are not; None: of all.
+            shares: what the value of a local objective counts for.
+        """
         total = step.image.new_zeros(())
         terms: Values = {}
         for name, objective in self.named_objectives():
+            if local is not None and objective.local is not local:
+                continue
             device = step.image.device.type
             precision = objective.autocast and torch.is_autocast_enabled(device)
             trained = objective.weight != 0  # otherwise computed and logged only; a NaN there is no harm
             with torch.autocast(device, enabled=precision), torch.set_grad_enabled(trained):
                 loss, values = objective(step)
+            if (share := shares.get(name)) is not None:
+                loss = loss * share.to(loss.dtype)
+                values = {k: v if isinstance(v, PartMean) else v * share.to(v.dtype) for k, v in values.items()}
             if trained:
                 total = total + objective.weight * loss
             terms[f"{name}_loss"] = loss.detach()
             terms |= {f"{name}_{key}" if isinstance(value, PartMean) else key: value for key, value in values.items()}
         return total, terms
 
+    def shares(self, parts: Sequence[Batch]) -> list[dict[str, Tensor]]:
+        """What each local objective's value of each part counts for: scalars.
+
+        The mean over the processes of the sum over the parts is then the mean over all that the whole batch has.
+        """
+        local = [(name, objective) for name, objective in self.named_objectives() if objective.local]
+        if not local or "shards" not in parts[0]:
+            return [{} for _ in parts]
+        counts = [[objective.count(part) if own_rows(part) else 0 for _, objective in local] for part in parts]
+        weights = shares(torch.tensor(counts, device=parts[0]["pids"].device))
+        return [{name: weight for (name, _), weight in zip(local, row, strict=True)} for row in weights]
+
     def named_objectives(self) -> Iterator[tuple[str, Objective]]:
         """Typed view of `objectives`."""
         return ((name, module) for name, module in self.objectives.items() if isinstance(module, Objective))
 
     def encode(self, batch: Batch) -> Step:
+        """What the objectives see of a batch; where several processes train, of all their parts of it."""
+        return self.step(self.read(batch), batch)
+
+    def read(self, batch: Batch) -> Read:
         """One pass of each tower; several kinds of captions go through the text tower as one batch."""
         image = self.encoder.encode_image(batch["images"])
         ids = torch.cat([batch[name] for name in self.text_fields])
@@ -95,11 +127,14 @@ class RetrievalTask(nn.Module):
         size = len(batch["images"])
         texts = dict(zip(self.text_fields, text.tokens.split(size), strict=True))
         captions = Encoded(text.embedding[:size], text.tokens[:size], tuple(part[:size] for part in text.more))
-        whole = _Whole(batch)
         if not self.encoder.teaches:  # by what belongs to each row
             image, captions = self.encoder.enrich(image, captions, batch)
-        image, captions = (whole.encoded(side) for side in (image, captions))
-        everyone = whole.fields(batch)
+        return Read(image, captions, texts, None if self.teacher is None else self.teacher(batch))
+
+    def step(self, read: Read, batch: Batch) -> Step:
+        """Put what this process has read together with what the others have."""
+        whole = Whole(batch)
+        image, captions, everyone = whole.encoded(read.image), whole.encoded(read.captions), whole.fields(batch)
         if self.encoder.teaches:  # by the other rows of the batch
             image, captions = self.encoder.enrich(image, captions, everyone)
         both = zip((image.embedding, *image.more), (captions.embedding, *captions.more), strict=True)
@@ -107,19 +142,17 @@ class RetrievalTask(nn.Module):
         teacher = None
         if self.encoder.teaches:
             teacher = (embeddings[-1][0].detach(), embeddings[-1][1].detach())
-        elif self.teacher is not None:
-            image_taught, text_taught = self.teacher(batch)
-            teacher = (whole.rows(image_taught), whole.rows(text_taught))
+        elif read.teacher is not None:
+            teacher = (whole.rows(read.teacher[0]), whole.rows(read.teacher[1]))
         return Step(
-            rows=whole.own,
             embeddings=embeddings,
             teacher=teacher,
             pids=everyone["pids"],
             logit_scale=self.encoder.logit_scale,
             image_tokens=image.tokens,
-            caption_ids=batch[self.caption_field],
-            text_tokens=texts[self.caption_field],
-            texts=texts,
+            caption_ids=batch.get(self.caption_field, ABSENT),
+            text_tokens=read.texts[self.caption_field],
+            texts=read.texts,
             batch=everyone,
         )
 
@@ -128,33 +161,6 @@ class RetrievalTask(nn.Module):
 
     def encode_text(self, caption_ids: Tensor) -> Encoded:
         return self.encoder.encode_text(caption_ids)
-
-
-class _Whole:
-    """Puts the rows of all processes together, with their gradient; with one process they are whole already."""
-
-    def __init__(self, batch: Batch) -> None:
-        self.sizes: list[int] | None = None  # rows of each process
-        self.own = len(batch["images"])
-        if "shards" in batch:
-            self.pairs = batch["shards"].tolist()
-            views = self.own // len(batch["index"])  # rows of a pair
-            self.sizes = [views * pairs for pairs in self.pairs]
-            self.own = self.sizes[rank()]
-
-    def rows(self, local: Tensor) -> Tensor:
-        return local if self.sizes is None else gather(local[: self.own], self.sizes)
-
-    def fields(self, batch: Batch) -> Batch:
-        """The batch with those of its fields that go with the embeddings whole."""
-        whole = {name: self.rows(batch[name]) for name in ROW_FIELDS if name in batch}
-        if self.sizes is not None:
-            whole["index"] = gather(batch["index"][: self.pairs[rank()]], self.pairs)
-        return batch | whole
-
-    def encoded(self, local: Encoded) -> Encoded:
-        """Whole embeddings; the tokens stay this process's."""
-        return Encoded(self.rows(local.embedding), local.tokens, tuple(self.rows(part) for part in local.more))
 
 
 def resolve(config: Config) -> Config:
@@ -193,6 +199,8 @@ def build_task(config: Config, num_pids: int | None, *, pretrained: bool = True)
     facts = Facts(
         num_pids, encoder.embed_dim, encoder.vocab_size, noise_rate=config.data.noise_rate, dataset=config.data.dataset
     )
+    if encoder.batch_statistics and config.train.accumulate > 1:
+        raise ConfigError("train.accumulate: a part of a batch has not the batch statistics of all; model.bn=frozen")
     objectives = {name: objective(facts, **options) for name, (objective, options) in _objectives(config).items()}
     return RetrievalTask(encoder, objectives)
 

@@ -17,6 +17,7 @@ from utils.logger import LOGGER, append_json_line
 # The length of a run, its logs, and how its numbers are computed; all else makes it another experiment.
 MAY_CHANGE = (
     *("train.epochs", "train.log_every", "train.save_every_steps", "train.output", "train.compile"),
+    *("train.accumulate", "model.image.checkpointing", "model.text.checkpointing"),
     *("data.root", "data.workers", "eval.batch_size", "name"),
 )
 

@@ -11,22 +11,26 @@ import torch
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 from torch.optim import Optimizer
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from configs.schema import Config
 from datasets.loaders import EvalLoaders, TrainLoader
+from model.encoders import Encoder
 from model.task import RetrievalTask
+from processor.accumulation import backward
 from processor.division import divide_pairs, pair_objectives
-from processor.evaluator import METRICS, autocast, embed, metrics_table
+from processor.evaluator import embed, metrics_table
 from processor.meters import Meters, StepWatch
+from processor.results import EMA, best_record, result_table, write_board
 from solver.optimizer import set_lr
 from solver.schedule import lr_at
-from utils.batch import to_device
+from utils.batch import num_pairs, to_device
 from utils.checkpoint import save_checkpoint
 from utils.config import to_yaml
 from utils.distributed import average_gradients, gather_objects, peak_memory, rank, world_size
-from utils.logger import LOGGER, append_json_line, format_table
+from utils.logger import LOGGER, append_json_line
 from utils.seed import random_state, set_random_state
 
 
@@ -60,6 +64,9 @@ class Trainer:
         self.epoch, self.batches, self.step = 1, 0, 0  # the epoch under way, its batches and all batches that are done
         self.record: dict[str, Any] = {}  # of the epoch under way
         self.meters = Meters()
+        self.average: AveragedModel | None = None  # of the encoder's weights
+        if config.train.ema is not None:
+            self.average = AveragedModel(task.encoder, multi_avg_fn=get_ema_multi_avg_fn(config.train.ema))
 
     def fit(self) -> list[dict[str, Any]]:
         """Train the epochs that are left; returns the records of metrics.jsonl.
@@ -80,10 +87,11 @@ class Trainer:
                 self._save()
                 if board is not None:
                     append_json_line(self.run / "metrics.jsonl", record)
-                    _write_board(board, record)
-        LOGGER.info("results on test, protocol: t2i, whole gallery, no camera filter\n%s", self.result_table())
+                    write_board(board, record)
         split = self.config.eval.select_on
-        if best := self._best(split):
+        table = result_table(self.history, split)
+        LOGGER.info("results on test, protocol: t2i, whole gallery, no camera filter\n%s", table)
+        if best := best_record(self.history, split):
             LOGGER.info("best R1: %.2f at epoch %d (on %s)", best[split]["R1"], best["epoch"], split)
         return self.history
 
@@ -111,20 +119,17 @@ class Trainer:
         watch, first, pairs, start = StepWatch(self.train.pairs), self.batches + 1, 0, time.perf_counter()
         name = f"epoch {epoch}/{config.epochs}"
         quiet = True if rank() else None  # None: where the output is no terminal
-        bar = tqdm(batches, desc=name, total=total_steps, initial=self.batches, leave=False, disable=quiet)
-        for number, batch in enumerate(bar, start=first):
+        steps = zip(*[batches] * config.accumulate, strict=True)  # of each, all parts
+        bar = tqdm(steps, desc=name, total=total_steps, initial=self.batches, leave=False, disable=quiet)
+        for number, on_cpu in enumerate(bar, start=first):
             self.step += 1
-            index = batch["index"]
-            batch = to_device(batch, self.device)
-            # The last group of an epoch may hold fewer batches than the others.
-            group = min(config.accumulate, total_steps - (number - 1) // config.accumulate * config.accumulate)
-            with autocast(self.device, config.precision):
-                total, terms = self.task(batch)
-            self.scaler.scale(total / group).backward()
-            if updates := number % config.accumulate == 0 or number == total_steps:
-                self._update()
-            terms = {"loss": total.detach(), **terms}
-            size = int(batch["shards"].sum()) if "shards" in batch else len(index)  # pairs of all processes
+            index, size = torch.cat([part["index"] for part in on_cpu]), sum(map(num_pairs, on_cpu))
+            parts = [to_device(part, self.device) for part in on_cpu]
+            total, terms = backward(
+                self.task, parts, device=self.device, precision=config.precision, scale=self.scaler.scale
+            )
+            self._update()
+            terms = {"loss": total, **terms}
             self.meters.update(terms, size)
             watch.note(self.step, terms, index)
             pairs += size
@@ -132,8 +137,7 @@ class Trainer:
                 watch.check()
                 means = ", ".join(f"{name}: {value:.4f}" for name, value in self.meters.read().items())
                 LOGGER.info("Epoch[%d] Iteration[%d/%d], %s, Base Lr: %.2e", epoch, number, total_steps, means, lr)
-            every = config.save_every_steps
-            if every is not None and updates and number < total_steps and number // every > self.batches // every:
+            if config.save_every_steps and number % config.save_every_steps == 0 and number < total_steps:
                 watch.check()
                 self.batches = number
                 self._save()
@@ -173,21 +177,29 @@ class Trainer:
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
+        if self.average is not None:
+            self.average.update_parameters(self.task.encoder)
 
     def _evaluate(self, epoch: int) -> dict[str, dict[str, float]]:
         start = time.perf_counter()
         results = {}
-        for split, loaders in self.evaluation.items():
-            ranking = embed(self.task.encoder, loaders, self.device, self.config.train.precision).rank_images()
-            results[split] = ranking.summary()
-            if ranking.num_unmatched:
-                LOGGER.warning("%s: %d captions show nobody of the gallery; left out", split, ranking.num_unmatched)
+        encoders = [("", self.task.encoder), *([] if self.average is None else [(EMA, self.average.module)])]
+        for kind, encoder in encoders:
+            assert isinstance(encoder, Encoder)
+            for split, loaders in self.evaluation.items():
+                ranking = embed(encoder, loaders, self.device, self.config.train.precision).rank_images()
+                results[split + kind] = ranking.summary()
+                if ranking.num_unmatched and not kind:
+                    LOGGER.warning("%s: %d captions show nobody of the gallery; left out", split, ranking.num_unmatched)
         table = metrics_table({f"t2i {split}": values for split, values in results.items()})
         LOGGER.info("Validation Results - Epoch: %d (%.1f s)\n%s", epoch, time.perf_counter() - start, table)
         return results
 
     def _save(self) -> None:
-        """Write `last.pt`, from which a run goes on, and before it `best.pt`, if the last record is the best one."""
+        """Write `last.pt`, from which a run goes on, and before it `best.pt`, if the last record is the best one.
+
+        `best_ema.pt` is to the mean of the weights what `best.pt` is to the weights.
+        """
         record = self.history[-1] if self.history else {}
         content = {
             "epoch": self.epoch - 1,  # whole ones
@@ -198,8 +210,12 @@ class Trainer:
         content_of_last = content | {"training": self.state_dict()}
         if rank():
             return
-        if self.batches == 0 and record is self._best(self.config.eval.select_on):
+        split = self.config.eval.select_on
+        if self.batches == 0 and record is best_record(self.history, split):
             save_checkpoint(self.run / "best.pt", content)
+        if self.batches == 0 and self.average is not None and record is best_record(self.history, split + EMA):
+            mean = {f"encoder.{name}": value for name, value in self.average.module.state_dict().items()}
+            save_checkpoint(self.run / "best_ema.pt", content | {"model": mean})
         save_checkpoint(self.run / "last.pt", content_of_last)
 
     def state_dict(self) -> dict[str, Any]:
@@ -218,6 +234,7 @@ class Trainer:
             "scaler": self.scaler.state_dict(),
             "counted": {name: module.counted for name, module in pair_objectives(self.task).items()},
             "unreadable": self._share_unreadable(),
+            "average": None if self.average is None else self.average.state_dict(),
             "processes": gather_objects(own),
         }
 
@@ -231,6 +248,8 @@ class Trainer:
             counted = state["counted"].get(name)
             module.counted = None if counted is None else counted.to(self.device)
         self.train.pairs.images.bad.copy_(state["unreadable"])
+        if self.average is not None and state["average"] is not None:  # else --force has begun one
+            self.average.load_state_dict(state["average"])
         processes = state["processes"]
         if len(processes) != world_size():
             LOGGER.warning(
@@ -240,34 +259,3 @@ class Trainer:
         own = processes[rank() % len(processes)]
         self.meters.load_state_dict(own["meters"], self.device)
         set_random_state(own["random"], self.device)
-
-    def _best(self, split: str) -> dict[str, Any] | None:
-        """The first record with the highest R1 on `split`."""
-        evaluated = [record for record in self.history if split in record]
-        return max(evaluated, key=lambda record: record[split]["R1"], default=None)
-
-    def result_table(self) -> str:
-        """Test metrics of three epochs: selected on val, last, and best on test, which is the papers' convention."""
-        rows = {
-            "selected on val": self._best("val"),
-            "last epoch": self.history[-1],
-            "best on test": self._best("test"),
-        }
-        chosen = {"val": "selected on val", "test": "best on test"}[self.config.eval.select_on]
-        lines = [
-            [
-                name + (" (best.pt)" if name == chosen else ""),
-                record["epoch"],
-                *(record["test"][key] for key in METRICS),
-            ]
-            for name, record in rows.items()
-            if record is not None
-        ]
-        return format_table(["t2i on test", "epoch", *METRICS], lines)
-
-
-def _write_board(board: SummaryWriter, record: Mapping[str, Any]) -> None:
-    """Every number of the record, `val/R1` style where it is nested."""
-    for name, value in record.items():
-        for tag, number in value.items() if isinstance(value, Mapping) else [("", value)]:
-            board.add_scalar(f"{name}/{tag}" if tag else name, number, record["epoch"])

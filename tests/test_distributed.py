@@ -25,6 +25,7 @@ from datasets.loaders import build_eval_loaders, build_train_loader, data_tokeni
 from model.convert import load_weights
 from model.task import RetrievalTask, build_encoder, build_task, resolve
 from model.teacher import Teacher
+from processor.accumulation import backward
 from processor.division import pair_objectives
 from processor.evaluator import embed
 from tests.conftest import ROOT, TINY, TINY_IVT
@@ -37,7 +38,7 @@ from utils.distributed import (
     mean_of_processes,
     rank,
     shard_sizes,
-    share,
+    shares,
     start_processes,
 )
 
@@ -100,7 +101,7 @@ def _gathered(size: int) -> tuple[Any, ...]:
     weights = torch.linspace(1, 2, size, dtype=torch.float64)[:, None]
     (weights * found.square()).sum().backward()
     flags = gather(torch.tensor([True, False, True])[: sizes[rank()]], sizes)
-    mean = share(local.detach().sum() / max(len(local), 1), len(local))
+    mean = local.detach().sum() / max(len(local), 1) * shares(torch.tensor([[len(local)]])).item()
     return found.detach().numpy(), local.grad.numpy(), flags.numpy(), float(mean), gather_objects(rank())  # type: ignore[union-attr]
 
 
@@ -149,7 +150,7 @@ def config_of(method: str, root: Path, *more: str) -> Config:
     return resolve(load_config(path, [*tiny, f"data.root={root}", *METHODS.get(method, []), *more]))
 
 
-def _task(config: Config) -> RetrievalTask:
+def task_of(config: Config) -> RetrievalTask:
     """In float64, with weights that matter, and what a run would have decided before its first step."""
     torch.manual_seed(0)
     task = build_task(config, num_pids=8)
@@ -166,25 +167,36 @@ def _task(config: Config) -> RetrievalTask:
     return task.double().eval()  # without dropout and masks, which every process draws for itself
 
 
-def _batch(config: Config, task: RetrievalTask, number: int) -> dict[str, Tensor]:
+def parts_of(config: Config, task: RetrievalTask, number: int) -> list[dict[str, Tensor]]:
+    """Of a batch, in float64."""
     annotations = load_annotations("synthetic", config.data.root)
     tokenizer = data_tokenizer(config.data, annotations.folder, most=1024, kinds=task.encoder.tokenizers)
     fields = task.inputs | {"index", "clean"}
-    options = {"fields": fields, "full_text": task.full_text, "seed": 1, "pin_memory": False}
+    count = config.train.accumulate
+    options = {"fields": fields, "full_text": task.full_text, "seed": 1, "pin_memory": False, "parts": count}
     loader = build_train_loader(config.data, annotations, tokenizer, **options)
-    batch = list(loader.epoch(1))[number]
-    return {name: value.double() if value.is_floating_point() else value for name, value in batch.items()}
+    parts = list(zip(*[loader.epoch(1)] * count, strict=True))[number]
+    return [{name: v.double() if v.is_floating_point() else v for name, v in part.items()} for part in parts]
 
 
-def _step(config: Config, number: int) -> tuple[float, dict[str, Any], list[float]]:
-    """The loss of a batch, all gradients and the terms of the log."""
-    task = _task(config)
-    total, terms = task(_batch(config, task, number))
-    total.backward()
+def step_of(config: Config, number: int) -> tuple[float, dict[str, Any], list[float]]:
+    """The loss of a batch, all gradients and the terms of the log, which are in alphabetical order."""
+    task, cpu = task_of(config), torch.device("cpu")
+    parts = parts_of(config, task, number)
+    total, terms = backward(task, parts, device=cpu, precision="fp32", scale=lambda loss: loss)
     average_gradients(task.parameters())
     gradients = {name: p.grad.numpy() for name, p in task.named_parameters() if p.grad is not None}
-    values = [mean_of_processes(value) for value in terms.values() if isinstance(value, Tensor)]
-    return float(mean_of_processes(total.detach())), gradients, [float(value) for value in values]
+    values = [mean_of_processes(value) for _, value in sorted(terms.items()) if isinstance(value, Tensor)]
+    return float(mean_of_processes(total)), gradients, [float(value) for value in values]
+
+
+def same_step(one: tuple[float, dict[str, Any], list[float]], other: tuple[float, dict[str, Any], list[float]]) -> None:
+    (total, gradients, terms), (expected, others, other_terms) = one, other
+    assert total == pytest.approx(expected, rel=1e-10)
+    assert terms == pytest.approx(other_terms, rel=1e-10)
+    assert set(gradients) == set(others)
+    for name, gradient in others.items():
+        assert abs(gradients[name] - gradient).max() <= 1e-10 * max(abs(gradient).max(), 1e-3), name
 
 
 @pytest.mark.parametrize("world", [2, 4])
@@ -195,29 +207,36 @@ def test_loss_and_gradients_are_those_of_one_process(method: str, world: int, ro
     config = config_of(method, root, *more)
     numbers = [0, -1] if config.data.sampler == "random" else [0]
     for number in numbers:
-        expected, gradients, terms = _step(config, number)
-        for total, found, values in together(world, _step, config, number):
-            assert total == pytest.approx(expected, rel=1e-10)
-            assert values == pytest.approx(terms, rel=1e-10)
-            assert set(found) == set(gradients)
-            for name, gradient in gradients.items():
-                scale = abs(gradient).max()
-                assert abs(found[name] - gradient).max() <= 1e-10 * max(scale, 1e-3), name
+        expected, gradients, terms = step_of(config, number)
+        for total, found, values in together(world, step_of, config, number):
+            same_step((total, found, values), (expected, gradients, terms))
 
 
 def test_token_losses_are_of_each_process_weighted_by_its_pairs(root: Path) -> None:
     config = config_of("fmfa", root, "losses.asdm=null", "losses.id=null", "losses.mlm=null", "data.batch_size=7")
-    task = _task(config)
-    batch, expected = _batch(config, task, 0), 0.0
+    task = task_of(config)
+    (batch,), expected = parts_of(config, task, 0), 0.0
     for part in (slice(0, 4), slice(4, 7)):
         loss, _ = task({name: value[part] for name, value in batch.items()})
         (loss * len(batch["pids"][part]) / 7).backward()
         expected += float(loss.detach()) * len(batch["pids"][part]) / 7
-    for total, found, _ in together(2, _step, config, 0):
+    for total, found, _ in together(2, step_of, config, 0):
         assert total == pytest.approx(expected, rel=1e-10)
         for name, parameter in task.named_parameters():
             if parameter.grad is not None:
                 torch.testing.assert_close(torch.from_numpy(found[name]), parameter.grad, rtol=1e-9, atol=1e-13)
+
+
+@pytest.mark.parametrize("method", ["irra", "rde", "lcr2s_joint"])
+def test_processes_that_take_their_part_in_parts(method: str, root: Path) -> None:
+    """The last batch has 2 pairs for 4 parts: one process has stand-ins only."""
+    more = ["data.batch_size=10"] if method != "lcr2s_joint" else []
+    config = config_of(method, root, *more)
+    numbers = [0, -1] if config.data.sampler == "random" else [0]
+    for number in numbers:
+        expected = step_of(config, number)
+        for found in together(2, step_of, config_of(method, root, *more, "train.accumulate=3"), number):
+            same_step(found, expected)
 
 
 # --- batches --------------------------------------------------------------------------------------------------------

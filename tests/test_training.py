@@ -18,6 +18,7 @@ from model.objectives.matching import SDM
 from model.task import build_encoder, resolve
 from processor.evaluator import METRICS, embed
 from processor.meters import Meters, StepWatch
+from processor.results import result_table
 from processor.trainer import Trainer
 from solver.schedule import lr_at
 from tests.conftest import ROOT, TINY
@@ -209,25 +210,6 @@ def test_compile_compiles_both_towers_and_trains(tiny: list[str], tmp_path: Path
     assert metrics_lines(run)[0]["loss"] == pytest.approx(metrics_lines(plain)[0]["loss"], rel=1e-4)
 
 
-def test_accumulated_batches_average_their_gradients(
-    tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """With a rate of 0 the weights stand still, so that the gradients of all steps can be compared."""
-    gradients: list[torch.Tensor] = []
-    monkeypatch.setattr(
-        torch.optim.SGD,
-        "step",
-        lambda self, *args, **kwargs: gradients.append(self.param_groups[0]["params"][0].grad.clone()),
-    )
-    overrides = ["solver.optimizer=sgd", "solver.lr=0", "losses.mlm=null"]
-    train_program.train(tiny_config(tiny, *overrides), tmp_path / "each")
-    each = torch.stack(gradients)
-    gradients.clear()
-    train_program.train(tiny_config(tiny, *overrides, "train.accumulate=3"), tmp_path / "threes")
-    assert len(each) == 4  # batches; a group of three, and a last group of one
-    torch.testing.assert_close(torch.stack(gradients), torch.stack([each[:3].mean(dim=0), each[3]]))
-
-
 def test_gradients_are_clipped_to_the_norm(tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     norms: list[float] = []
 
@@ -312,7 +294,9 @@ def test_best_is_what_the_chosen_split_says(
         trainer._save()
     assert saved == expected
     rows = [
-        [cell.strip() for cell in line.split("|")[1:4]] for line in trainer.result_table().splitlines() if "|" in line
+        [cell.strip() for cell in line.split("|")[1:4]]
+        for line in result_table(trainer.history, split).splitlines()
+        if "|" in line
     ]
     mark = {"val": [" (best.pt)", ""], "test": ["", " (best.pt)"]}[split]
     assert rows[1:] == [

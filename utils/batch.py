@@ -30,8 +30,8 @@ FIELDS: Mapping[str, str] = {
 }
 
 
-# Where W > 1 processes train, a batch is one process's part; "shards", int64 (W,) on the CPU, says how many pairs of
-# the whole batch each of them has.
+# Where W processes train, or a batch comes in parts, "shards", int64 (W,) on the CPU, says how many pairs of this part
+# of the whole batch each process has.
 
 
 def caption_mask(caption_ids: Tensor) -> Tensor:
@@ -44,6 +44,11 @@ def caption_mask(caption_ids: Tensor) -> Tensor:
 def precise(values: Tensor) -> Tensor:
     """As float32, or as float64 where it is that already: what losses are computed in."""
     return values if values.dtype == torch.float64 else values.float()
+
+
+def num_pairs(batch: Batch) -> int:
+    """Those that all processes have."""
+    return int(batch["shards"].sum()) if "shards" in batch else len(batch["index"])
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:

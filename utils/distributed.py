@@ -1,8 +1,8 @@
 """The only file that knows which devices there are, and which other processes train with this one.
 
 Every process of `torchrun` trains on its part of each batch. Embeddings are gathered with their gradient, so that each
-process computes the loss of the whole batch; what a process says of its own part alone is weighted by `share`. The mean
-of the processes' gradients is then the gradient that one process would have.
+process computes the loss of the whole batch; what a process says of its own part alone is weighted by `shares`. The
+mean of the processes' gradients is then the gradient that one process would have.
 """
 
 import contextlib
@@ -51,10 +51,13 @@ def rank() -> int:
     return dist.get_rank() if dist.is_initialized() else 0
 
 
-def shard_sizes(size: int) -> list[int]:
-    """How a batch of `size` pairs is parted: the first processes have one more where it does not come out even."""
-    processes = world_size()
-    return [size // processes + (number < size % processes) for number in range(processes)]
+def shard_sizes(size: int, parts: int = 1) -> list[int]:
+    """How a batch of `size` pairs is split, into so many parts of each process, one process after the other.
+
+    The first parts have one more where it does not come out even.
+    """
+    shards = world_size() * parts
+    return [size // shards + (number < size % shards) for number in range(shards)]
 
 
 def gather(local: Tensor, sizes: Sequence[int]) -> Tensor:
@@ -86,13 +89,15 @@ class _Gather(torch.autograd.Function):
         return gradient[first : first + ctx.sizes[rank()]], None
 
 
-def share(mean: Tensor, count: int) -> Tensor:
-    """A mean over `count` things of this process, weighted so that the processes' mean is that over all things."""
-    if world_size() == 1:
-        return mean
-    total = torch.tensor(float(count), dtype=torch.float64, device=mean.device)
-    dist.all_reduce(total)
-    return mean * (count * world_size() / total.clamp(min=1)).to(mean.dtype)
+def shares(counts: Tensor) -> Tensor:
+    """What means over so many things count for: int64 (parts, kinds), of this process, -> float64 of the same shape.
+
+    The mean over the processes of the sum over the parts is then the mean over all things of a kind.
+    """
+    total = counts.sum(dim=0)
+    if world_size() > 1:
+        dist.all_reduce(total)
+    return counts * world_size() / total.clamp(min=1).double()
 
 
 def average_gradients(parameters: Iterable[Parameter]) -> None:

@@ -48,6 +48,7 @@ class Encoder(nn.Module, ABC):
     inputs: frozenset[str] = frozenset()  # batch fields that `enrich` reads
     teaches: ClassVar[bool] = False  # its last embedding is a teacher of its first
     drops_tokens: bool = False  # its tokens are not all there in training
+    batch_statistics: bool = False  # in training, an embedding depends on the other rows that are encoded with it
 
     @abstractmethod
     def encode_image(self, images: Tensor) -> Encoded:

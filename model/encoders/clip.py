@@ -109,6 +109,10 @@ class TextTower(nn.Module):
             raise ConfigError(
                 f"model.embed_dim: {embed_dim}, but {options.arch} projects to {model.config.projection_dim} dimensions"
             )
+        if options.checkpointing:
+            # Its name in transformers 5.23, and before.
+            enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+            enable({"use_reentrant": False})
         self.trunk, self.projection = model.text_model, model.text_projection
 
     def forward(self, caption_ids: Tensor) -> Tensor:

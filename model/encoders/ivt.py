@@ -2,11 +2,13 @@
 
 import copy
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from model.encoders.base import ENCODERS, Encoded, Encoder
 from model.encoders.towers import ImageOptions, build_vit, grid_of, load_vit, resize_position_grid, set_patch_grid
@@ -104,8 +106,10 @@ class IVTEncoder(Encoder):
     def run_blocks(self, tokens: Tensor, mask: Tensor | None, *, text: bool) -> Encoded:
         """Embedded tokens (B, T, D), and which of them are no padding (B, T), through all blocks and the last norm."""
         keys = None if mask is None else mask[:, None, None]  # for all heads and queries
+        again = self.trunk.grad_checkpointing and torch.is_grad_enabled()
         for block in self.trunk.blocks:
-            tokens = block(tokens, keys, text=text)
+            run = partial(checkpoint, block, use_reentrant=False) if again else block
+            tokens = run(tokens, keys, text=text)
         tokens = self.trunk.norm(tokens)
         return Encoded(tokens[:, 0], tokens)
 

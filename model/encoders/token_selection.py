@@ -44,6 +44,7 @@ class TokenSelectionEncoder(CLIPEncoder):
         self.embeddings = {"bge": self.embed_dim, "tse": selected_dim}
         self.num_patches = max(1, int(self.image.trunk.patch_embed.num_patches * ratio))
         self.num_words = max(1, int((text_length - 2) * ratio))
+        self.batch_statistics = bn == "batch"
         self.full_text = bn == "batch"  # its statistics count the padding that short captions are filled up with
         self.selection = nn.ModuleDict(
             {tower: TokenMLP(self.embed_dim, selected_dim, bn == "frozen") for tower in ("image", "text")}

@@ -9,6 +9,7 @@ import timm
 import torch
 import torch.nn.functional as F
 from huggingface_hub.errors import StrictDataclassError
+from timm.layers import set_reentrant_ckpt
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection, PretrainedConfig
@@ -38,6 +39,7 @@ class ImageOptions:
     stride: int | None = None  # pixels between patches; null: the patch size; less: overlapping patches
     pretrained: bool | str = True  # start from the weights that timm has under this name, or from this file of timm's
     options: dict[str, Any] = field(default_factory=dict)  # passed on to timm, for instance depth or patch_size
+    checkpointing: bool = False  # compute activations again for the gradient instead of keeping them
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,7 @@ class TextOptions:
     arch: str = "openai/clip-vit-base-patch16"  # a CLIP model of the hub, a local folder of one, or `clip`
     pretrained: bool = True  # start from the weights of this name
     options: dict[str, Any] = field(default_factory=dict)  # of transformers' CLIPTextConfig
+    checkpointing: bool = False  # compute activations again for the gradient instead of keeping them
 
 
 def resize_position_grid(
@@ -131,6 +134,9 @@ def build_vit(options: ImageOptions, **facts: Any) -> VisionTransformer:
         raise ConfigError(
             f"model.image.arch: {options.arch} is no vision transformer with one class token or a pooling map"
         )
+    if options.checkpointing:
+        set_reentrant_ckpt(False)  # the kind that works with frozen layers, too
+        model.set_grad_checkpointing()
     return model
 
 

@@ -43,10 +43,10 @@ class Step:
     """One training step as every objective sees it (B pairs, D dimensions, N patches, L columns of text).
 
     Where several processes train, embeddings, pids, teacher, and the batch's index and clean flags are those of the
-    whole batch, and all else is of the `b` rows of this process.
+    whole batch, and all else is of the `b` rows of this process. Where a batch is trained in parts (train.accumulate),
+    local objectives see nothing but a part, and the others nothing but what is of the whole batch.
     """
 
-    rows: int  # b; 0 where there are fewer pairs than processes and the row that is there belongs to another one
     embeddings: tuple[tuple[Tensor, Tensor], ...]  # of image and text, float32 (B, D) each, not normalised
     pids: Tensor  # int64 (B,)
     logit_scale: float
@@ -79,6 +79,7 @@ class Objective(nn.Module):
     text_fields: ClassVar[frozenset[str]] = frozenset()  # batch fields of token ids that the text tower must encode
     needs_teacher: ClassVar[bool] = False
     reads_tokens: ClassVar[bool] = False  # needs the tokens of both towers, all of them
+    local: ClassVar[bool] = False  # a mean over things of its own rows, as tokens are; what it sees may be a part
     autocast: ClassVar[bool] = False  # runs in the precision of the encoder; losses themselves are fp32
     full_text: bool = False  # wants text of all columns, not only up to the longest caption
     captions_from: str | None = None  # the batch field that *every* loss shall read its captions from
@@ -86,6 +87,10 @@ class Objective(nn.Module):
     def __init__(self, *, weight: float) -> None:
         super().__init__()
         self.weight = weight
+
+    def count(self, batch: Batch) -> int:
+        """How many things of a batch the mean of a local objective is over."""
+        return len(batch["pids"])
 
     def forward(self, step: Step) -> tuple[Tensor, Values]:
         raise NotImplementedError

@@ -10,7 +10,6 @@ from torch.autograd.function import once_differentiable
 
 from model.objectives.base import OBJECTIVES, Facts, Objective, Reduction, Step, Values, reduce
 from utils.batch import caption_mask, precise
-from utils.distributed import share
 from utils.errors import ConfigError
 
 Variant = Literal["code", "paper"]
@@ -178,6 +177,7 @@ class ExplicitFineGrained(Objective):
     """
 
     reads_tokens = True
+    local = True
 
     def __init__(
         self,
@@ -208,5 +208,4 @@ class ExplicitFineGrained(Objective):
     def forward(self, step: Step) -> tuple[Tensor, Values]:
         patches = precise(step.image_tokens[:, 1:])
         mask = caption_mask(step.caption_ids) if self.mask_padding else None
-        loss = efa_loss(precise(step.text_tokens), patches, text_mask=mask, **self.options)
-        return share(loss, step.rows), {}  # each process compares its own tokens
+        return efa_loss(precise(step.text_tokens), patches, text_mask=mask, **self.options), {}

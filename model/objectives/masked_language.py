@@ -6,8 +6,7 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from model.objectives.base import OBJECTIVES, Facts, Objective, Step, Values
-from utils.batch import precise
-from utils.distributed import share
+from utils.batch import Batch, precise
 from utils.errors import ConfigError
 
 HEAD_DIM = 64  # of each attention head, as everywhere in CLIP
@@ -41,6 +40,7 @@ class MaskedLanguage(Objective):
     inputs = frozenset({"mlm_labels", "mlm_positions"})
     text_fields = frozenset({"mlm_ids"})
     reads_tokens = True
+    local = True
     autocast = True
     full_text = True  # the blocks attend to padding, too: the prediction depends on how much of it there is
 
@@ -70,8 +70,10 @@ class MaskedLanguage(Objective):
         hidden = self.fuse(step.texts["mlm_ids"], step.image_tokens)
         scores = self.mlm_head(hidden.flatten(0, 1)[positions])  # (M, V)
         accuracy = (scores.detach().argmax(dim=1) == labels).float().mean()
-        count = len(labels) if step.rows else 0
-        return share(mlm_loss(precise(scores), labels), count), {"mlm_acc": share(accuracy, count)}
+        return mlm_loss(precise(scores), labels), {"mlm_acc": accuracy}
+
+    def count(self, batch: Batch) -> int:
+        return len(batch["mlm_positions"])
 
     def fuse(self, text_tokens: Tensor, image_tokens: Tensor) -> Tensor:
         """(B, L, D) and (B, 1 + N, D) -> (B, L, D). No residual around the cross attention, no mask in the blocks."""
