@@ -236,7 +236,10 @@ def build_teacher(config: Config) -> Teacher:
     text = load_checkpoint(path).get("config")
     if not isinstance(text, str):
         raise CheckpointError(f"{path}: is no checkpoint of train.py, so it does not say how its encoder is built")
-    own = typed(Config, yaml.safe_load(text))
+    try:
+        own = typed(Config, yaml.safe_load(text))
+    except (yaml.YAMLError, AttributeError, TypeError, ValueError, ConfigError) as error:
+        raise CheckpointError(f"{path}: the config in it is not one of this version ({error})") from None
     for name in ("image_size", "image_mean", "image_std", "tokenizer", "text_length"):
         theirs, ours = getattr(own.data, name), getattr(config.data, name)
         if theirs != ours:

@@ -71,8 +71,15 @@ def go_on(trainer: Trainer, content: Mapping[str, Any]) -> None:
     Raises:
         CheckpointError: it is of another model.
     """
-    load_state(trainer.task, content["model"], trainer.run / "last.pt")
-    trainer.load_state_dict(content["training"])
+    path = trainer.run / "last.pt"
+    try:
+        load_state(trainer.task, content["model"], path)
+        trainer.load_state_dict(content["training"])
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        raise CheckpointError(
+            f"{path}: its state of training is not what this version writes ({type(error).__name__}: {error}); "
+            f"init.path={path} starts a new run from its weights"
+        ) from None
     if rank():
         return
     metrics = trainer.run / "metrics.jsonl"

@@ -240,7 +240,7 @@ class Trainer:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where `state_dict` was taken; the model's weights are loaded elsewhere."""
-        self.epoch, self.batches, self.step = (state[name] for name in ("epoch", "batches", "step"))
+        self.epoch, self.batches, self.step = (int(state[name]) for name in ("epoch", "batches", "step"))
         self.record, self.history = dict(state["record"]), list(state["history"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])

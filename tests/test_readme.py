@@ -67,3 +67,14 @@ def test_the_options_of_the_variants_page_are_accepted() -> None:
             resolve(load_config(ROOT / f"configs/{config}.yaml", overrides.split()))
             checked += 1
     assert checked > 40
+
+
+def test_every_fault_of_the_page_has_its_test() -> None:
+    rows = [line for line in (ROOT / "docs/faults.md").read_text().splitlines() if line.startswith("| ")]
+    faults = [row for row in rows if not row.startswith("| fault |")]
+    assert len(faults) > 25
+    for row in faults:
+        named = re.findall(r"`(tests/\w+\.py)::(\w+)`", row.split("|")[3])
+        assert named, row
+        for file, test in named:
+            assert f"def {test}(" in (ROOT / file).read_text(), (file, test)

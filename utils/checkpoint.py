@@ -1,5 +1,6 @@
 """Checkpoints: written whole or not at all, read without running what is in them."""
 
+import contextlib
 import json
 import os
 import pickle
@@ -30,7 +31,8 @@ def save_checkpoint(path: str | Path, content: Mapping[str, Any]) -> None:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
         raise CheckpointError(f"{path}: cannot be written ({error})") from None
 
 

@@ -20,11 +20,18 @@ class _ProgressBarHandler(logging.Handler):
         sys.stdout.flush()
 
 
+class _LogFile(logging.FileHandler):
+    """A line that cannot be written is no reason for a traceback: the next checkpoint says what is wrong."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
+        pass
+
+
 def start_logging(file: Path | None = None) -> None:
     """Log to stdout, and to `file` where one is given."""
     handlers: list[logging.Handler] = [_ProgressBarHandler()]
     if file is not None:
-        handlers.append(logging.FileHandler(file, encoding="utf-8"))
+        handlers.append(_LogFile(file, encoding="utf-8"))
     for handler in LOGGER.handlers[:]:
         LOGGER.removeHandler(handler)
         handler.close()

@@ -4,6 +4,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from model.objectives.base import OBJECTIVES, Facts, Objective, Step, Values
+from utils.errors import ConfigError
 
 
 def feature_loss(
@@ -49,6 +50,12 @@ class DistillFeatures(Objective):
 
     def forward(self, step: Step) -> tuple[Tensor, Values]:
         assert step.teacher is not None
+        ours, theirs = step.image.shape[1], step.teacher[0].shape[1]
+        if ours != theirs:
+            raise ConfigError(
+                f"losses.distill_features: the teacher's embeddings have {theirs} dimensions, the student's {ours}; "
+                "losses.distill_relations compares similarities, of any dimensions"
+            )
         return feature_loss(step.image, step.text, *step.teacher, normalize=self.normalize), {}
 
 
