@@ -14,7 +14,8 @@ from model.convert import load_init, load_weights
 from model.task import RetrievalTask, build_task
 from processor.evaluator import Embeddings, embed, metrics_table
 from utils.distributed import default_device
-from utils.errors import ConfigError, DataError, exit_on_user_error
+from utils.errors import ConfigError, DataError
+from utils.faults import exit_on_user_error
 from utils.logger import LOGGER, start_logging
 from utils.metrics import Ranking
 

@@ -23,8 +23,9 @@ from processor.teacher import fill_cache
 from processor.trainer import Trainer
 from solver.optimizer import build_optimizer
 from utils.config import to_yaml
-from utils.distributed import describe_device, first_alone, rank, start_processes
-from utils.errors import ConfigError, DataError, exit_on_user_error
+from utils.distributed import describe_device, end_processes, first_alone, rank, start_processes
+from utils.errors import ConfigError, DataError
+from utils.faults import exit_on_user_error
 from utils.logger import LOGGER, start_logging
 from utils.seed import seed_everything, seed_process
 
@@ -50,15 +51,16 @@ def main() -> None:
             if arguments.run or arguments.print_config:
                 raise ConfigError("--run, --print-config: belong to --config; --resume goes on in the run's own folder")
             resume(arguments.resume, arguments.set, force=arguments.force)
-            return
-        if arguments.force:
+        elif arguments.force:
             raise ConfigError("--force: belongs to --resume")
-        config = resolve(load_config(arguments.config, arguments.set))
-        if arguments.print_config:
-            check(config)
-            print(to_yaml(config), end="")
         else:
-            train(config, arguments.run)
+            config = resolve(load_config(arguments.config, arguments.set))
+            if arguments.print_config:
+                check(config)
+                print(to_yaml(config), end="")
+            else:
+                train(config, arguments.run)
+        end_processes()
 
 
 def check(config: Config) -> None:

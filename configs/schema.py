@@ -45,7 +45,7 @@ class DataConfig:
     num_instances: int = 4  # identity: pairs of an identity in a batch; batch_size is a multiple of it
     val_ids: int = 200  # training identities held out as val, where there is no val split and eval.select_on is val
     on_bad_image: Literal["error", "skip"] = "error"  # skip: leave images that cannot be read out, count and report
-    workers: int | None = None  # data loading processes; null: one per core, at most 8; 0: none
+    workers: int | None = None  # data loading processes; null: one per core, at most 8 of each process; 0: none
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from datasets.samplers import IdentityBatches, RandomBatches, Shards
 from datasets.tokenizers import TextTokenizer, build_tokenizer
 from datasets.transforms import build_transform
 from utils.batch import Batch
-from utils.distributed import rank, shard_sizes
+from utils.distributed import local_processes, rank, shard_sizes
 from utils.errors import ConfigError
 
 OTHER_DRAWS = 2**31  # no epoch has a number as high
@@ -176,10 +176,10 @@ def data_tokenizer(config: DataConfig, folder: Path, *, most: int, kinds: Collec
 
 
 def num_workers(config: DataConfig) -> int:
-    """Data loading processes; raises `ConfigError` for more than there are cores."""
+    """Data loading processes of this one; raises `ConfigError` for more than there are cores."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if config.workers is None:
-        return min(cores, 8)
+        return max(1, min(cores // local_processes(), 8))
     if config.workers > cores:
         raise ConfigError(
             f"data.workers: {config.workers}, but this machine has {cores} cores; use null for one a core"

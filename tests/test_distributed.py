@@ -21,7 +21,7 @@ from torch import Tensor
 import train as train_program
 from configs.schema import Config, load_config
 from datasets.annotations import load_annotations
-from datasets.loaders import build_eval_loaders, build_train_loader, data_tokenizer
+from datasets.loaders import build_eval_loaders, build_train_loader, data_tokenizer, num_workers
 from model.convert import load_weights
 from model.task import RetrievalTask, build_encoder, build_task, resolve
 from model.teacher import Teacher
@@ -30,6 +30,7 @@ from processor.division import pair_objectives
 from processor.evaluator import embed
 from tests.conftest import ROOT, TINY, TINY_IVT
 from tests.test_resume import Killed, die_after, same_runs
+from utils import distributed
 from utils.checkpoint import load_checkpoint
 from utils.distributed import (
     average_gradients,
@@ -41,6 +42,7 @@ from utils.distributed import (
     shares,
     start_processes,
 )
+from utils.errors import ConfigError
 
 # One process imports everything, the others are forked from it.
 CONTEXT = multiprocessing.get_context("forkserver")
@@ -368,4 +370,24 @@ def test_an_error_of_one_process_ends_all_with_its_message(root: Path, tmp_path:
     assert done.returncode != 0 and time.monotonic() - started < 60
     assert "2 processes" in done.stdout and done.stdout.count("Epoch 1 done") == 1
     assert f"error (process 1): {records[-1].image_path}: this image cannot be read" in done.stderr
-    assert "error: " not in done.stderr.replace("error (process 1): ", "")
+    others = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert all("another process has ended, see its message" in line for line in others)
+
+
+def test_processes_of_a_machine_share_its_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = load_config(ROOT / "configs/irra.yaml").data
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(24)), raising=False)
+    found = []
+    for processes in (1, 4, 6, 100):
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
+        found.append(num_workers(config))
+    assert found == [8, 6, 4, 1]
+
+
+def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(distributed, "default_device", lambda: torch.device("cuda"))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    for name, value in {"WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "4", "LOCAL_RANK": "3"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError, match=r"torchrun --nproc_per_node=4: this machine has 2 GPUs"):
+        start_processes()

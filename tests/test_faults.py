@@ -29,7 +29,8 @@ from tests.conftest import ROOT
 from tests.test_command_line import run_program
 from tests.test_distributed import config_of, together
 from utils.checkpoint import load_checkpoint, save_checkpoint
-from utils.errors import CheckpointError, ConfigError, DataError, fault_of_the_machine
+from utils.errors import CheckpointError, ConfigError, DataError
+from utils.faults import fault_of_the_machine
 
 FUZZ = settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 

@@ -155,7 +155,7 @@ def test_killed_again_and_again(root: Path, straight: Path, tmp_path: Path) -> N
 @pytest.mark.parametrize(
     "more, saves",
     [
-        (["data.workers=1"], 5),
+        (["data.workers=2"], 5),
         (["train.save_every_steps=null"], 2),  # ends of epochs only
         (["train.accumulate=3", "data.workers=1"], 3),
         (["data.on_bad_image=skip", "train.precision=bf16"], 6),
@@ -273,7 +273,7 @@ def test_a_process_that_is_killed(root: Path, straight: Path, tmp_path: Path) ->
         if command is start:
             shutil.rmtree(run, ignore_errors=True)
         process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-        if kills == 1:
+        if kills == 3:
             assert process.wait(timeout=120) == 0, process.stderr.read() if process.stderr else ""
             break
         before, deadline = stamp(run), time.monotonic() + 120

@@ -12,7 +12,8 @@ from typing import Any
 
 from configs.schema import load_config
 from processor.evaluator import METRICS
-from utils.errors import ConfigError, DataError, exit_on_user_error
+from utils.errors import ConfigError, DataError
+from utils.faults import exit_on_user_error
 
 ROWS = ("Best", "Last")
 Results = dict[str, dict[str, float]]  # Best, Last -> test metrics

@@ -22,7 +22,8 @@ from datasets.loaders import num_workers
 from datasets.tokenizers import clean
 from tools import dataset_faults as faults
 from tools.dataset_faults import LEVELS, MISSING, OFFICIAL, Finding, Look, Seen, Text
-from utils.errors import ConfigError, DataError, exit_on_user_error
+from utils.errors import ConfigError, DataError
+from utils.faults import exit_on_user_error
 from utils.logger import format_table
 
 HEADER = ("split", "ids", "images", "captions", "official", "captions per image", "images per id", "R@1 ceiling")

@@ -22,7 +22,8 @@ from processor.evaluator import metrics_table
 from processor.teacher import fill_cache
 from utils.batch import to_device
 from utils.distributed import default_device
-from utils.errors import ConfigError, DataError, exit_on_user_error
+from utils.errors import ConfigError, DataError
+from utils.faults import exit_on_user_error
 from utils.metrics import retrieval_metrics
 
 

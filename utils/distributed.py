@@ -17,6 +17,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn import Parameter
 
+from utils.errors import ConfigError
+
 BUCKET = 2**22  # numbers per message when gradients are averaged
 
 
@@ -26,9 +28,24 @@ def start_processes() -> torch.device:
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
         if device.type == "cuda":
             device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+            if local_processes() > torch.cuda.device_count():
+                raise ConfigError(
+                    f"torchrun --nproc_per_node={local_processes()}: this machine has {torch.cuda.device_count()} GPUs"
+                )
             torch.cuda.set_device(device)
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     return device
+
+
+def end_processes() -> None:
+    """Part from the other processes."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def local_processes() -> int:
+    """Those on this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 @contextlib.contextmanager

@@ -1,17 +1,4 @@
-"""Errors that are the user's to mend: they are printed in one piece, without a traceback."""
-
-import contextlib
-import errno
-import sys
-import time
-from collections.abc import Iterator
-
-import torch
-
-from utils.distributed import rank, world_size
-
-OTHERS_WAIT = 5  # seconds until another process than the first says what went wrong
-DISK_FAULTS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
+"""Errors that are the user's to mend."""
 
 
 class UserError(Exception):
@@ -36,41 +23,3 @@ class CheckpointError(UserError):
 
 class TrainingError(UserError):
     """Training cannot go on, for instance because the loss is no longer finite."""
-
-
-@contextlib.contextmanager
-def exit_on_user_error() -> Iterator[None]:
-    """Turn a `UserError`, a fault of the machine or Ctrl-C into a message on stderr and exit status 1 or 130."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        sys.exit(130)
-    except Exception as error:
-        message = str(error) if isinstance(error, UserError) else fault_of_the_machine(error)
-        if message is None:
-            raise
-        if number := rank():  # the first process says what all of them meet; torchrun then ends the others
-            time.sleep(OTHERS_WAIT)
-        print(f"error: {message}" if number == 0 else f"error (process {number}): {message}", file=sys.stderr)
-        sys.exit(1)
-
-
-def fault_of_the_machine(error: Exception) -> str | None:
-    """What to say of memory or a disk that is full, or of a process that was killed; None: it is none of these."""
-    text = (str(error).splitlines() or [""])[0]
-    if isinstance(error, torch.OutOfMemoryError):
-        return (
-            f"the device's memory is full ({text}); train.accumulate=4 or model.image.checkpointing=true train the "
-            "same in less, data.batch_size and eval.batch_size may be lower"
-        )
-    if isinstance(error, OSError) and error.errno in DISK_FAULTS:
-        return f"{error.filename or 'a file'}: {error.strerror}; the checkpoints that were written before are whole"
-    if isinstance(error, RuntimeError) and text.startswith("DataLoader worker"):
-        return (
-            f"a data loading process has died, of too little memory perhaps ({text}); train.py --resume RUN goes on "
-            "from the last checkpoint, with fewer of them by --set data.workers=1"
-        )
-    if isinstance(error, RuntimeError) and world_size() > 1 and ("closed by peer" in text or "reset by peer" in text):
-        return "another process has ended, see its message; train.py --resume RUN goes on from the last checkpoint"
-    return None
