@@ -12,6 +12,8 @@ from model.reading import Read, join
 from model.task import RetrievalTask
 from processor.accumulation import backward
 from tests.test_distributed import METHODS, config_of, lines_of, parts_of, same_step, step_of, task_of
+from tools import benchmark_memory
+from utils.config import to_yaml
 from utils.errors import ConfigError
 
 CPU = torch.device("cpu")
@@ -162,3 +164,12 @@ def test_checkpointing_keeps_less_and_changes_no_gradient(method: str, towers: s
 def test_checkpointing_goes_with_parts(root: Path) -> None:
     more = ["model.image.checkpointing=true", "model.text.checkpointing=true", "train.accumulate=2"]
     same_step(step_of(config_of("rde", root, *more), 0), step_of(config_of("rde", root), 0))
+
+
+def test_the_benchmark_of_memory_has_a_row_for_each_way(root: Path, tmp_path: Path, monkeypatch) -> None:
+    (tmp_path / "tiny.yaml").write_text(to_yaml(config_of("baseline", root)))
+    monkeypatch.setattr(benchmark_memory, "in_fresh_process", lambda function, *args: function(*args))
+    rows = benchmark_memory.table(str(tmp_path / "tiny.yaml"), [], 4, [1, 2]).splitlines()[2:]
+    cells = [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
+    assert [row[0] for row in cells] == ["whole", "in 2 parts", "whole, checkpointing", "in 2 parts, checkpointing"]
+    assert len({row[-1] for row in cells}) == 1  # the loss

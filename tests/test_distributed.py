@@ -291,6 +291,8 @@ def test_a_run_of_two_processes_is_that_of_one(method: str, root: Path, tmp_path
         for name, value in one.items():
             if "loss" in name or "counted" in name:
                 assert two[name] == pytest.approx(value, rel=2e-3), (one["epoch"], name)
+    first, second = load_checkpoint(tmp_path / "two/last.pt")["training"]["processes"]
+    assert not torch.equal(first["random"]["cpu"], second["random"]["cpu"])  # each would draw its own masks
     log = (tmp_path / "two/train.log").read_text()
     assert "2 processes" in log and log.count("Epoch 1 done") == 1
 

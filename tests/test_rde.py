@@ -33,7 +33,6 @@ def leaf(array: np.ndarray) -> Tensor:
 def step_of(*embeddings: tuple[Tensor, Tensor], pids: Tensor, **batch: Tensor) -> Step:
     empty = torch.empty(0)
     return Step(
-        rows=0,
         embeddings=embeddings,
         pids=pids,
         logit_scale=50.0,

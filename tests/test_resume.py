@@ -199,7 +199,7 @@ def test_a_run_that_ended_has_nothing_left_to_do_and_may_be_made_longer(
     shutil.copytree(straight, run)
     train_program.resume(run, [])
     same_runs(straight, run)
-    train_program.resume(run, ["train.epochs=4", "train.save_every_steps=null"])
+    train_program.resume(run, ["train.epochs=4", "train.save_every_steps=null", "train.accumulate=2"])
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [line["epoch"] for line in lines] == [1, 2, 3, 4]
     assert load_config(run / "config.yaml").train.epochs == 4

@@ -23,8 +23,9 @@ from solver.optimizer import build_optimizer
 from tests.conftest import ROOT, TINY
 from tests.test_command_line import run_program
 from tests.test_transfer import evaluate
-from tools import benchmark_distillation, steps, teacher_readout
+from tools import batches, benchmark_distillation, benchmark_selection, steps, teacher_readout
 from utils.checkpoint import load_checkpoint, save_checkpoint
+from utils.config import to_yaml
 from utils.errors import CheckpointError, ConfigError
 from utils.metrics import retrieval_metrics
 
@@ -309,6 +310,23 @@ def test_the_cached_teacher_says_what_the_teacher_would(root: Path, teacher_run:
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("tool, method", [(benchmark_selection, "rde"), (benchmark_distillation, "lcr2s")])
+def test_the_benchmarks_of_steps_print_a_line_for_each_way(
+    tool, method: str, root: Path, tmp_path: Path, monkeypatch, capsys
+) -> None:
+    (tmp_path / "tiny.yaml").write_text(to_yaml(tiny_config(method, root)))
+
+    def build(way: str, config: Config) -> RetrievalTask:
+        own = [tiny_config("lcr2s_teacher", root)] if method == "lcr2s" else []
+        return tool.build(way, config, *own)
+
+    monkeypatch.setattr("sys.argv", ["program", "--batch", "2", "--steps", "1"])
+    steps.steps_program("", str(tmp_path / "tiny.yaml"), tool.WAYS, build)
+    lines = capsys.readouterr().out.splitlines()
+    assert "2 pairs, 1 steps each" in lines[0] and len(lines) == 1 + len(tool.WAYS)
+    assert f"1.00 x {tool.WAYS[0]}" in lines[1]
+
+
 def test_a_cached_step_runs_the_towers_as_often_as_the_baselines(root: Path) -> None:
     config, own = tiny_config("lcr2s", root), tiny_config("lcr2s_teacher", root)
     seen = {}
@@ -321,7 +339,7 @@ def test_a_cached_step_runs_the_towers_as_often_as_the_baselines(root: Path) -> 
                 tower = getattr(getattr(module, "encoder", None), name, None)
                 if tower is not None:
                     tower.register_forward_pre_hook(lambda _, args, n=name, r=rows: r.update({n: len(args[0])}))
-        steps.step_seconds(task, benchmark_distillation.random_batch(config, 3, 1024))
+        steps.step_seconds(task, batches.random_batch(config, 3, 1024))
         seen[way] = dict(rows)
     assert seen == {
         "baseline": {"image": 3, "text": 3},

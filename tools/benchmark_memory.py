@@ -8,7 +8,7 @@ import torch
 from configs.schema import Config, load_config
 from model.task import build_task, resolve
 from processor.accumulation import backward
-from tools.benchmark_distillation import random_batch
+from tools.batches import random_batch
 from tools.measuring import in_fresh_process, measured
 from utils.batch import Batch
 from utils.distributed import default_device, describe_device, peak_memory

@@ -1,13 +1,10 @@
 """Time of a training step with RDE's token selection beside one without, and beside attention weights of all blocks."""
 
-import argparse
-
-from configs.schema import Config, load_config
+from configs.schema import Config
 from model.encoders.clip import CLIPEncoder
 from model.task import RetrievalTask, build_task
-from tools.benchmark_distillation import random_batch
-from tools.steps import compare_steps
-from utils.distributed import default_device, describe_device
+from tools.steps import steps_program
+from utils.distributed import default_device
 
 WAYS = ("clip", "token selection", "token selection, weights of all blocks")
 
@@ -27,18 +24,5 @@ def build(way: str, config: Config) -> RetrievalTask:
     return task.to(default_device())
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--config", default="configs/rde.yaml", help="default: configs/rde.yaml")
-    parser.add_argument("--batch", type=int, default=8, help="pairs in a step; default: 8")
-    parser.add_argument("--steps", type=int, default=5, help="timed steps of each way, taken in turns; default: 5")
-    arguments = parser.parse_args()
-    config = load_config(arguments.config)
-    tasks = {way: build(way, config).train() for way in WAYS}
-    batch = random_batch(config, arguments.batch, tasks[WAYS[0]].encoder.vocab_size)
-    print(f"{describe_device(default_device())}, {arguments.batch} pairs, {arguments.steps} steps each, fp32")
-    print(compare_steps(tasks, batch, arguments.steps))
-
-
 if __name__ == "__main__":
-    main()
+    steps_program(__doc__, "configs/rde.yaml", WAYS, build)

@@ -1,11 +1,38 @@
 """Time of training steps of several tasks, side by side."""
 
+import argparse
 import statistics
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 
+from configs.schema import Config, load_config
 from model.task import RetrievalTask
+from tools.batches import random_batch
 from utils.batch import Batch
+from utils.distributed import default_device, describe_device
+
+
+def steps_program(
+    description: str | None, default: str, ways: Sequence[str], build: Callable[[str, Config], RetrievalTask]
+) -> None:
+    """The command line of a program that compares the steps of several tasks.
+
+    Args:
+        description: of the program.
+        default: path of the config that is taken where none is named.
+        ways: what is compared; the first is what the others are divided by.
+        build: a way and a config -> its task.
+    """
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--config", default=default, help=f"default: {default}")
+    parser.add_argument("--batch", type=int, default=8, help="pairs in a step; default: 8")
+    parser.add_argument("--steps", type=int, default=5, help="timed steps of each way, taken in turns; default: 5")
+    arguments = parser.parse_args()
+    config = load_config(arguments.config)
+    tasks = {way: build(way, config).train() for way in ways}
+    batch = random_batch(config, arguments.batch, tasks[ways[0]].encoder.vocab_size)
+    print(f"{describe_device(default_device())}, {arguments.batch} pairs, {arguments.steps} steps each, fp32")
+    print(compare_steps(tasks, batch, arguments.steps))
 
 
 def compare_steps(tasks: Mapping[str, RetrievalTask], batch: Batch, steps: int) -> str:

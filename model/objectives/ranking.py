@@ -1,7 +1,7 @@
 """Losses that rank the caption of an image above the others of the batch by a margin, and the other way round."""
 
 import math
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -81,11 +81,11 @@ def _cosines(image: Tensor, text: Tensor) -> Tensor:
     return F.normalize(text) @ F.normalize(image).T
 
 
-@OBJECTIVES.register("tal")
-class TAL(PairObjective):
-    """See `tal_loss`; summed over the batch, as the authors' learning rate expects."""
+class _Ranking(PairObjective):
+    """A margin between positives and negatives; summed over the batch, as RDE's learning rate expects."""
 
     summed = True
+    name: ClassVar[str]
 
     def __init__(
         self,
@@ -97,31 +97,31 @@ class TAL(PairObjective):
         consensus: Fit | None = None,
     ) -> None:
         super().__init__(facts, weight=weight, consensus=consensus)
-        self.tau, self.margin = _positive_tau("tal", tau), margin
+        if not 0 < tau < math.inf:
+            raise ConfigError(f"losses.{self.name}.tau: must be above 0, is {tau}")
+        self.tau, self.margin = tau, margin
+
+
+@OBJECTIVES.register("tal")
+class TAL(_Ranking):
+    """See `tal_loss`."""
+
+    name = "tal"
 
     def per_pair(self, image: Tensor, text: Tensor, step: Step) -> Tensor:
         return tal_loss(_cosines(image, text), step.pids, tau=self.tau, margin=self.margin)
 
 
 @OBJECTIVES.register("trl")
-class TRL(PairObjective):
-    """See `trl_loss`; summed over the batch."""
+class TRL(_Ranking):
+    """See `trl_loss`."""
 
-    summed = True
+    name = "trl"
 
     def __init__(
-        self,
-        facts: Facts,
-        *,
-        weight: float = 1.0,
-        tau: float = 0.015,
-        margin: float = 0.1,
-        negatives: Negatives = "hardest",
-        zero_floor: bool = True,
-        consensus: Fit | None = None,
+        self, facts: Facts, *, negatives: Negatives = "hardest", zero_floor: bool = True, **options: Any
     ) -> None:
-        super().__init__(facts, weight=weight, consensus=consensus)
-        self.tau, self.margin = _positive_tau("trl", tau), margin
+        super().__init__(facts, **options)
         self.negatives, self.zero_floor = negatives, zero_floor
 
     def per_pair(self, image: Tensor, text: Tensor, step: Step) -> Tensor:
@@ -133,9 +133,3 @@ class TRL(PairObjective):
             negatives=self.negatives,
             zero_floor=self.zero_floor,
         )
-
-
-def _positive_tau(name: str, tau: float) -> float:
-    if not 0 < tau < math.inf:
-        raise ConfigError(f"losses.{name}.tau: must be above 0, is {tau}")
-    return tau

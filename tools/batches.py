@@ -1,0 +1,33 @@
+"""Batches of random content, for the benchmarks."""
+
+import torch
+
+from configs.schema import Config
+from utils.batch import Batch
+from utils.distributed import default_device
+
+NUM_PAIRS = 1000  # of the training set that a batch is of
+
+
+def random_batch(config: Config, size: int, vocab_size: int) -> Batch:
+    """All fields that any of the tasks reads; every support slot is taken."""
+    data = config.data
+    height, width = data.image_size
+
+    def captions(number: int) -> torch.Tensor:
+        ids = torch.randint(1, vocab_size - 3, (number, data.text_length))
+        ids[:, -1] = vocab_size - 1
+        return ids
+
+    batch = {
+        "images": torch.randn(size, 3, height, width),
+        "caption_ids": captions(size),
+        "pids": torch.randint(10, (size,)),
+        "index": torch.randint(NUM_PAIRS, (size,)),
+        "support_images": torch.randn(size * data.support_images, 3, height, width),
+        "support_caption_ids": captions(size * data.support_captions),
+    }
+    for kind, number in (("image", data.support_images), ("caption", data.support_captions)):
+        batch[f"support_{kind}_mask"] = torch.ones(size, number, dtype=torch.bool)
+        batch[f"support_{kind}_pairs"] = torch.randint(NUM_PAIRS, (size, number))
+    return {name: value.to(default_device()) for name, value in batch.items()}
