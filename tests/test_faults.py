@@ -31,6 +31,7 @@ from tests.test_distributed import config_of, together
 from utils.checkpoint import load_checkpoint, save_checkpoint
 from utils.errors import CheckpointError, ConfigError, DataError
 from utils.faults import fault_of_the_machine
+from utils.logger import LOGGER
 
 FUZZ = settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
@@ -208,7 +209,12 @@ def test_a_disk_that_fills_up_stops_training_with_one_line(
 
 def test_a_log_that_cannot_be_written_is_no_traceback(root: Path, tmp_path: Path, small_disk, monkeypatch, capsys):
     run = tmp_path / "run"
-    monkeypatch.setattr(trainer_module, "save_checkpoint", lambda path, content: small_disk(10))
+
+    def fills_up(path: Path, content: dict[str, Any]) -> None:
+        small_disk(10)
+        LOGGER.info("which the file has no room for")
+
+    monkeypatch.setattr(trainer_module, "save_checkpoint", fills_up)
     config = tmp_path / "config.yaml"
     config.write_text(train_program.to_yaml(config_of("irra", root)))
     status, _, err = run_program(train_program.main, monkeypatch, capsys, "--config", config, "--run", run)

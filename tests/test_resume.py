@@ -171,17 +171,27 @@ def test_whatever_the_options(more: list[str], saves: int, root: Path, tmp_path:
 
 
 def test_checkpoints_within_an_epoch(root: Path, tmp_path: Path) -> None:
-    seen = []
+    names, seen = [], []
     with pytest.MonkeyPatch.context() as patch:
 
         def save(path: Path, content: Any) -> None:
+            names.append(path.stem)
             if path.name == "last.pt":
                 seen.append((content["training"]["epoch"], content["training"]["batches"]))
             save_checkpoint(path, content)
 
         patch.setattr(trainer_module, "save_checkpoint", save)
-        train("irra", root, tmp_path / "run", "train.epochs=2", "train.save_every_steps=3")
+        train(
+            "irra",
+            root,
+            tmp_path / "run",
+            "train.epochs=2",
+            "train.save_every_steps=3",
+            "train.ema=0.9",
+            "eval.every=1",
+        )
     assert seen == [(1, 3), (2, 0), (2, 3), (3, 0)]  # four batches an epoch
+    assert names[:5] == ["last", "best", "best_ema", "last", "last"]
 
 
 def test_lines_of_metrics_after_the_checkpoint_go(root: Path, straight: Path, tmp_path: Path) -> None:
