@@ -187,6 +187,10 @@ def _check_bounds(config: Config) -> None:
         if value is not None and not value >= bound:  # not a number is below, too
             what = "must not be negative" if bound == 0 else f"must be at least {bound}"
             raise ConfigError(f"{path}: {what}, is {value}")
+    if config.train.accumulate > config.data.batch_size:
+        raise ConfigError(
+            f"train.accumulate: {config.train.accumulate} parts of a batch of {config.data.batch_size} pairs"
+        )
     if config.train.ema is not None and not 0 < config.train.ema < 1:
         raise ConfigError(f"train.ema: must be above 0 and below 1, is {config.train.ema}")
     data = config.data

@@ -106,6 +106,7 @@ MISTAKES = {
     "data={sampler: identity, batch_size: 10}": r"data\.batch_size: 10 pairs are no multiple of data\.num_instances, 4",
     "data.sampler=identities": r"data\.sampler: .*identities",
     "losses.cmpm.target_norm=l1": r"losses\.cmpm\.target_norm: .*l1",
+    "train.accumulate=9": r"train\.accumulate: 9 parts of a batch of 8 pairs",
     "train.ema=1": r"train\.ema: must be above 0 and below 1, is 1",
     "train.ema=-0.5": r"train\.ema: must be above 0 and below 1, is -0\.5",
     "data.image_std=[1, 0, 1]": r"data\.image_std: must be above 0",
