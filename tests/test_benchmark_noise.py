@@ -92,7 +92,7 @@ def test_mistakes_end_in_one_line(in_process: list, config: Path, tmp_path: Path
     assert status == 1 and "holds no run that ended" in err and "Traceback" not in err
     (tmp_path / "runs/tiny_0.5_1").mkdir(parents=True)
     status, _, err = run_program(program, monkeypatch, capsys, *arguments)
-    assert status == 1 and "a run that did not end" in err
+    assert status == 1 and "did not end: python train.py --resume" in err
     status, _, err = run_program(
         program, monkeypatch, capsys, *arguments[:-2], "--runs", tmp_path / "b", "--set", "solver.lr=-1"
     )

@@ -12,6 +12,7 @@ from typing import Any
 
 from configs.schema import load_config
 from processor.evaluator import METRICS
+from processor.results import best_record
 from utils.errors import ConfigError, DataError
 from utils.faults import exit_on_user_error
 
@@ -51,7 +52,7 @@ def train(config: str, run: Path, rate: float, seed: int, overrides: Iterable[st
     if finished(run):
         return
     if run.exists():
-        raise ConfigError(f"{run}: a run that did not end, or is still going on; delete it to train it again")
+        raise ConfigError(f"{run}: a run that is still going on, or did not end: python train.py --resume {run}")
     own = [f"data.noise_rate={rate:g}", f"train.seed={seed}"]
     command = [sys.executable, "train.py", "--config", config, "--run", str(run), "--set", *overrides, *own]
     if subprocess.run(command, env={**os.environ}).returncode != 0:
@@ -72,9 +73,10 @@ def records(run: Path) -> list[dict[str, Any]]:
 def results(run: Path) -> Results:
     """Test metrics of the epoch with the best R@1 on `eval.select_on`, and of the last one."""
     split = load_config(run / "config.yaml").eval.select_on
-    evaluated = [record for record in records(run) if split in record]
-    best = max(evaluated, key=lambda record: record[split]["R1"])
-    return {"Best": best["test"], "Last": evaluated[-1]["test"]}
+    history = records(run)
+    best = best_record(history, split)
+    assert best is not None  # the last epoch is always evaluated
+    return {"Best": best["test"], "Last": history[-1]["test"]}
 
 
 def table(runs: Path, names: Iterable[str], rates: Iterable[float], seeds: Iterable[int]) -> str:
