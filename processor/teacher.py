@@ -18,11 +18,15 @@ def fill_cache(teacher: CachedTeacher, pairs: TrainPairs, config: Config, device
     """Give the teacher its tables, of images that are not augmented.
 
     Raises:
-        ConfigError: images may be skipped.
+        ConfigError: images may be skipped, or a pair has several views or texts.
         DataError: an image cannot be read.
     """
     if config.data.on_bad_image == "skip":
         raise ConfigError("teacher.cache: needs every training image; data.on_bad_image=error says which are missing")
+    if pairs.size > 1:
+        raise ConfigError(
+            "teacher.cache: knows one view and one text of a pair; data.views=1 data.text_levels=[sentence]"
+        )
     assert teacher.source is not None
     encoder = teacher.source.encoder.to(device)
     records = {pair.record.image_path: pair.record for pair in pairs.pairs}  # each image once

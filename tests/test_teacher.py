@@ -363,6 +363,14 @@ def test_a_cache_needs_every_image(root: Path, teacher_run: Path, tmp_path: Path
         train_program.train(config, tmp_path / "run")
 
 
+@pytest.mark.parametrize("override", ["data.views=2", "data.text_levels=[sentence,word]"])
+def test_a_cache_is_of_one_view_and_one_text(override: str, root: Path, tmp_path: Path) -> None:
+    plain = train_program.train(tiny_config("baseline", root), tmp_path / "plain")
+    config = student_config(root, plain, "teacher.cache=true", override)
+    with pytest.raises(ConfigError, match=r"teacher\.cache: knows one view and one text of a pair"):
+        train_program.train(config, tmp_path / "run")
+
+
 def test_a_plain_teacher_can_be_cached(root: Path, tmp_path: Path) -> None:
     run = train_program.train(tiny_config("baseline", root), tmp_path / "run")
     config = student_config(root, run, "teacher.cache=true")
