@@ -1,5 +1,6 @@
 """Support sets: who is in them, their masks, and that they are drawn from seed, epoch and index alone."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,10 +18,13 @@ from utils.errors import ConfigError
 SUPPORT = [name for name in FIELDS if name.startswith("support_")]
 
 
-def support_loader(root: Path, fields=("index", "caption_ids", "images", *SUPPORT), **options) -> TrainLoader:
+def support_loader(
+    root: Path, fields=("index", "caption_ids", "images", *SUPPORT), train: list[Record] | None = None, **options
+) -> TrainLoader:
     options = {"batch_size": 6, "workers": 0, "image_aug": ["flip", "erase"], **options}
     config = DataConfig(root=str(root), image_size=(64, 32), **options)
     annotations = load_annotations("synthetic", root)
+    annotations = replace(annotations, train=train or annotations.train)
     tokenizer = data_tokenizer(config, annotations.folder, most=10**6)
     return build_train_loader(
         config, annotations, tokenizer, fields=set(fields), full_text=False, seed=1, pin_memory=False
@@ -66,6 +70,16 @@ def test_draws_are_uniform() -> None:
         assert mask.all()
         counts[found] += 1
     np.testing.assert_allclose(counts / 3000, 1 / 3, atol=0.03)
+
+
+def test_images_and_captions_are_drawn_apart(root: Path) -> None:
+    """Of a person with one caption for each image, the pairs to draw from are the same for both."""
+    image = load_annotations("synthetic", root).train[0].image_path
+    train = [Record(image, 1, number, ("a man",), "train") for number in range(6)]
+    fields = ("index", "images", "support_image_pairs", "support_caption_pairs")
+    loader = support_loader(root, fields, train, support_images=2, support_captions=2)
+    (batch,) = loader.epoch(1)
+    assert (batch["support_image_pairs"] != batch["support_caption_pairs"]).any()
 
 
 # --- batches --------------------------------------------------------------------------------------------------------
