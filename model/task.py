@@ -72,18 +72,18 @@ class RetrievalTask(nn.Module):
         return self.losses(self.encode(batch), shares=self.shares([batch])[0])
 
     def losses(
-        self, step: Step, *, local: bool | None = None, shares: Mapping[str, Tensor] = MappingProxyType({})
+        self, step: Step, *, tokens: bool | None = None, shares: Mapping[str, Tensor] = MappingProxyType({})
     ) -> tuple[Tensor, Values]:
         """What `forward` returns, of a step.
 
         Args:
-            local: only of the objectives that are local, or only of those that are not; None: of all.
-            shares: what the value of a local objective counts for.
+            tokens: only of the objectives that read tokens, or only of those that do not; None: of all.
+            shares: what the value of an objective that reads tokens counts for.
         """
         total = step.image.new_zeros(())
         terms: Values = {}
         for name, objective in self.named_objectives():
-            if local is not None and objective.local is not local:
+            if tokens is not None and objective.reads_tokens is not tokens:
                 continue
             device = step.image.device.type
             precision = objective.autocast and torch.is_autocast_enabled(device)
@@ -100,16 +100,16 @@ class RetrievalTask(nn.Module):
         return total, terms
 
     def shares(self, parts: Sequence[Batch]) -> list[dict[str, Tensor]]:
-        """What each local objective's value of each part counts for: scalars.
+        """What the value of each objective that reads tokens counts for, for each part: scalars.
 
         The mean over the processes of the sum over the parts is then the mean over all that the whole batch has.
         """
-        local = [(name, objective) for name, objective in self.named_objectives() if objective.local]
-        if not local or "shards" not in parts[0]:
+        readers = [(name, objective) for name, objective in self.named_objectives() if objective.reads_tokens]
+        if not readers or "shards" not in parts[0]:
             return [{} for _ in parts]
-        counts = [[objective.count(part) if own_rows(part) else 0 for _, objective in local] for part in parts]
+        counts = [[objective.count(part) if own_rows(part) else 0 for _, objective in readers] for part in parts]
         weights = shares(torch.tensor(counts, device=parts[0]["pids"].device))
-        return [{name: weight for (name, _), weight in zip(local, row, strict=True)} for row in weights]
+        return [{name: weight for (name, _), weight in zip(readers, row, strict=True)} for row in weights]
 
     def named_objectives(self) -> Iterator[tuple[str, Objective]]:
         """Typed view of `objectives`."""

@@ -45,7 +45,7 @@ def backward(
     whole, batch = join(reads, parts)
     del reads
     with autocast(device, precision):
-        total, terms = task.losses(task.step(whole, batch), local=False)
+        total, terms = task.losses(task.step(whole, batch), tokens=False)
     if total.requires_grad:
         scale(total).backward()
     total, gradients = total.detach(), _split([leaf.grad for leaf in whole.embeddings], parts)
@@ -55,7 +55,7 @@ def backward(
         alone = {name: value for name, value in part.items() if name != "shards"}
         with autocast(device, precision):
             read = task.read(part)
-            loss, values = task.losses(task.step(read, alone), local=True, shares=share)
+            loss, values = task.losses(task.step(read, alone), tokens=True, shares=share)
         _pass_on(read, gradient, scale(loss))
         total += loss.detach()
         for name, value in values.items():

@@ -44,7 +44,7 @@ class Step:
 
     Where several processes train, embeddings, pids, teacher, and the batch's index and clean flags are those of the
     whole batch, and all else is of the `b` rows of this process. Where a batch is trained in parts (train.accumulate),
-    local objectives see nothing but a part, and the others nothing but what is of the whole batch.
+    objectives that read tokens see nothing but a part, and the others nothing but what is of the whole batch.
     """
 
     embeddings: tuple[tuple[Tensor, Tensor], ...]  # of image and text, float32 (B, D) each, not normalised
@@ -78,8 +78,7 @@ class Objective(nn.Module):
     inputs: ClassVar[frozenset[str]] = frozenset()  # batch fields beyond images, captions and pids
     text_fields: ClassVar[frozenset[str]] = frozenset()  # batch fields of token ids that the text tower must encode
     needs_teacher: ClassVar[bool] = False
-    reads_tokens: ClassVar[bool] = False  # needs the tokens of both towers, all of them
-    local: ClassVar[bool] = False  # a mean over things of its own rows, as tokens are; what it sees may be a part
+    reads_tokens: ClassVar[bool] = False  # of both towers, all of them; a mean over things of the rows that it sees
     autocast: ClassVar[bool] = False  # runs in the precision of the encoder; losses themselves are fp32
     full_text: bool = False  # wants text of all columns, not only up to the longest caption
     captions_from: str | None = None  # the batch field that *every* loss shall read its captions from
@@ -89,7 +88,7 @@ class Objective(nn.Module):
         self.weight = weight
 
     def count(self, batch: Batch) -> int:
-        """How many things of a batch the mean of a local objective is over."""
+        """How many things of a batch the mean of an objective that reads tokens is over."""
         return len(batch["pids"])
 
     def forward(self, step: Step) -> tuple[Tensor, Values]:

@@ -177,7 +177,6 @@ class ExplicitFineGrained(Objective):
     """
 
     reads_tokens = True
-    local = True
 
     def __init__(
         self,

@@ -40,7 +40,6 @@ class MaskedLanguage(Objective):
     inputs = frozenset({"mlm_labels", "mlm_positions"})
     text_fields = frozenset({"mlm_ids"})
     reads_tokens = True
-    local = True
     autocast = True
     full_text = True  # the blocks attend to padding, too: the prediction depends on how much of it there is
 
