@@ -339,7 +339,7 @@ def _resume(run: Path) -> None:
     train_program.resume(run, [])
 
 
-@pytest.mark.parametrize("method", ["irra", "ivt"])
+@pytest.mark.parametrize("method", ["irra", "ivt", "rde"])
 def test_a_resumed_run_of_two_processes_is_the_straight_one(method: str, root: Path, tmp_path: Path) -> None:
     config = config_of(method, root, *FAST, "train.epochs=2", "train.save_every_steps=1", "eval.every=2")
     together(2, _train, config, tmp_path / "straight")
