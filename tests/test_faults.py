@@ -263,6 +263,18 @@ def test_a_process_that_is_killed_ends_the_others(root: Path, tmp_path: Path) ->
     assert load_checkpoint(tmp_path / "run/last.pt")["epoch"] == 3
 
 
+def test_the_other_processes_let_the_first_one_speak(monkeypatch, capsys) -> None:
+    """Also of what is met before they have joined."""
+    waited: list[float] = []
+    monkeypatch.setattr("time.sleep", waited.append)
+    arguments = ["--config", ROOT / "configs/irra.yaml", "--set", "train.epoch=3"]
+    for number, said in (("0", "error: train.epoch"), ("1", "error (process 1): train.epoch")):
+        monkeypatch.setenv("RANK", number)
+        status, _, err = run_program(train_program.main, monkeypatch, capsys, *arguments)
+        assert status == 1 and err.startswith(said)
+    assert waited == [5]
+
+
 def test_what_is_said_of_the_machine() -> None:
     memory = fault_of_the_machine(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB\nmore"))
     assert memory and "Tried to allocate 2 GiB" in memory and "train.accumulate=4" in memory and "more" not in memory

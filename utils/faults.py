@@ -2,13 +2,14 @@
 
 import contextlib
 import errno
+import os
 import sys
 import time
 from collections.abc import Iterator
 
 import torch
 
-from utils.distributed import rank, world_size
+from utils.distributed import world_size
 from utils.errors import UserError
 
 OTHERS_WAIT = 5  # seconds until another process than the first says what went wrong
@@ -27,7 +28,9 @@ def exit_on_user_error() -> Iterator[None]:
         message = str(error) if isinstance(error, UserError) else fault_of_the_machine(error)
         if message is None:
             raise
-        if number := rank():  # the first process says what all of them meet; torchrun then ends the others
+        # Of torchrun, which the processes may not have joined yet. The first one says what all of them meet, and
+        # torchrun then ends the others.
+        if number := int(os.environ.get("RANK", "0")):
             time.sleep(OTHERS_WAIT)
         print(f"error: {message}" if number == 0 else f"error (process {number}): {message}", file=sys.stderr)
         sys.exit(1)
