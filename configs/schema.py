@@ -152,12 +152,13 @@ class Config:
 def load_config(path: str | Path, overrides: Iterable[str] = ()) -> Config:
     """The config that a YAML file and `a.b=c` overrides mean; raises `ConfigError`."""
     config = typed(Config, load_layers(path, overrides))
-    _check_bounds(config)
+    _check_least(config)
+    _check_sense(config)
     return config
 
 
-def _check_bounds(config: Config) -> None:
-    """Numbers that have the right type and no meaning."""
+def _check_least(config: Config) -> None:
+    """Numbers that are too small to mean anything."""
     least: dict[str, tuple[float | None, float]] = {
         "data.image_size": (min(config.data.image_size), 1),
         "data.text_length": (config.data.text_length, 3),  # start, one token, end
@@ -187,6 +188,10 @@ def _check_bounds(config: Config) -> None:
         if value is not None and not value >= bound:  # not a number is below, too
             what = "must not be negative" if bound == 0 else f"must be at least {bound}"
             raise ConfigError(f"{path}: {what}, is {value}")
+
+
+def _check_sense(config: Config) -> None:
+    """Other values that have the right type and no meaning, alone or beside another one."""
     if config.train.accumulate > config.data.batch_size:
         raise ConfigError(
             f"train.accumulate: {config.train.accumulate} parts of a batch of {config.data.batch_size} pairs"

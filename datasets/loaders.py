@@ -18,7 +18,7 @@ from datasets.samplers import IdentityBatches, RandomBatches, Shards
 from datasets.tokenizers import TextTokenizer, build_tokenizer
 from datasets.transforms import build_transform
 from utils.batch import Batch
-from utils.distributed import local_processes, rank, shard_sizes
+from utils.distributed import local_processes, own_shard, shard_sizes
 from utils.errors import ConfigError
 
 OTHER_DRAWS = 2**31  # no epoch has a number as high
@@ -137,9 +137,7 @@ def build_eval_loaders(
     config: DataConfig, records: list[Record], tokenizer: TextTokenizer, *, batch_size: int, pin_memory: bool
 ) -> EvalLoaders:
     """Gallery and query batches of this process's part of a split, in annotation order."""
-    sizes = shard_sizes(len(records))
-    first = sum(sizes[: rank()])
-    records = records[first : first + sizes[rank()]]
+    records = records[own_shard(shard_sizes(len(records)))]
     skip = config.on_bad_image == "skip"
     gallery = GalleryImages(records, build_transform(config, train=False), skip_bad_images=skip)
     query = QueryCaptions(records, tokenizer)

@@ -77,6 +77,12 @@ def shard_sizes(size: int, parts: int = 1) -> list[int]:
     return [size // shards + (number < size % shards) for number in range(shards)]
 
 
+def own_shard(sizes: Sequence[int]) -> slice:
+    """Where this process's shard lies, of shards of these sizes, one of each process."""
+    first = sum(sizes[: rank()])
+    return slice(first, first + sizes[rank()])
+
+
 def gather(local: Tensor, sizes: Sequence[int]) -> Tensor:
     """The rows of all processes in order, with gradient: (n, ...) -> (sum of sizes, ...).
 
@@ -102,8 +108,7 @@ class _Gather(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         gradient = gradients[0].contiguous()
         dist.all_reduce(gradient)  # every process's loss depends on these rows
-        first = sum(ctx.sizes[: rank()])
-        return gradient[first : first + ctx.sizes[rank()]], None
+        return gradient[own_shard(ctx.sizes)], None
 
 
 def shares(counts: Tensor) -> Tensor:
