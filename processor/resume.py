@@ -31,14 +31,19 @@ def run_config(run: Path, overrides: list[str]) -> Config:
 
 def check_changes(run: Path, before: Config, config: Config, *, force: bool) -> None:
     """Raise `ConfigError` where `config` makes a run another experiment, and that is not forced."""
-    was, now = (dict(_leaves(to_plain(one))) for one in (before, config))
-    changed = [path for path in sorted(was.keys() | now.keys()) if was.get(path) != now.get(path)]
-    foreign = [path for path in changed if path not in MAY_CHANGE]
-    if foreign and not force:
-        listed = "\n".join(f"  {path}: {was.get(path)} -> {now.get(path)}" for path in foreign)
+    other = other_settings(before, config)
+    if other and not force:
+        listed = "\n".join(f"  {line}" for line in other)
         raise ConfigError(
             f"{run}: with these changes it would go on as another experiment (--force does so all the same):\n{listed}"
         )
+
+
+def other_settings(before: Config, config: Config) -> list[str]:
+    """`path: was -> is` for every setting whose change makes another experiment."""
+    was, now = (dict(_leaves(to_plain(one))) for one in (before, config))
+    changed = [path for path in sorted(was.keys() | now.keys()) if was.get(path) != now.get(path)]
+    return [f"{path}: {was.get(path)} -> {now.get(path)}" for path in changed if path not in MAY_CHANGE]
 
 
 def last_state(run: Path) -> dict[str, Any]:

@@ -1,0 +1,154 @@
+"""An ablation from one YAML: train its rows at several seeds, unless they are there, and table Best and Last."""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from configs.schema import load_config
+from model.task import resolve
+from processor.evaluator import METRICS
+from processor.results import best_record
+from processor.resume import other_settings, run_config
+from utils.config import load_layers, typed
+from utils.errors import ConfigError, DataError
+from utils.faults import exit_on_user_error
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table: a config, and what it overrides."""
+
+    config: str
+    set: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """The file. What a row says may refer to ${runs}, the folder of the run folders, and to ${seed}, the run's own."""
+
+    runs: str
+    rows: dict[str, Any]
+    seeds: list[int] = field(default_factory=lambda: [1, 2, 3])
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Run:
+    """What train.py is to be told, and where the result lies."""
+
+    row: str
+    folder: Path
+    config: str
+    overrides: list[str]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("ablation", type=Path, help="YAML file, for instance benchmarks/noise.yaml")
+    parser.add_argument("--seeds", nargs="+", type=int, help="instead of the file's (1 2 3 where it names none)")
+    parser.add_argument("--runs", type=Path, help="folder of the run folders, instead of the file's")
+    parser.add_argument("--table", action="store_true", help="table the runs that are there, train none")
+    parser.add_argument("--resume", action="store_true", help="go on with runs that did not end")
+    parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="for every run")
+    arguments = parser.parse_args()
+    with exit_on_user_error():
+        runs = list(planned(arguments.ablation, arguments.runs, arguments.seeds, arguments.set))
+        for run in runs:
+            check(run)
+        if not arguments.table:
+            for run in runs:
+                train(run, resume=arguments.resume)
+        print(table(runs))
+
+
+def planned(path: Path, runs: Path | None, seeds: list[int] | None, overrides: list[str]) -> Iterator[Run]:
+    """The runs of an ablation file, all rows of one seed after another.
+
+    Raises:
+        ConfigError: the file, or a row, is not what it should be.
+    """
+    given = [f"runs={runs}"] if runs else []
+    for seed in seeds or typed(Ablation, load_layers(path, [*given, "seed=0"])).seeds:
+        ablation = typed(Ablation, load_layers(path, [*given, f"seed={seed}"]))
+        for name, content in ablation.rows.items():
+            row = typed(Row, content, f"rows.{name}") if isinstance(content, Mapping) else Row(str(content))
+            folder = Path(ablation.runs, f"{name}_{seed}")
+            yield Run(name, folder, row.config, [*overrides, *row.set, f"name={name}", f"train.seed={seed}"])
+
+
+def check(run: Run) -> None:
+    """Raise `ConfigError` for a mistake in the run's config, and where its folder holds a run of another config."""
+    config = resolve(load_config(run.config, run.overrides))
+    if not run.folder.exists():
+        return
+    if other := other_settings(run_config(run.folder, []), config):
+        listed = "\n".join(f"  {line}" for line in other)
+        raise ConfigError(f"{run.folder}: a run of another config; remove it, or name other --runs:\n{listed}")
+
+
+def train(run: Run, *, resume: bool) -> None:
+    """One run of train.py, unless it has ended already.
+
+    Raises:
+        ConfigError: it did not end and is not to be resumed, or training fails.
+    """
+    if ended(run.folder):
+        return
+    command = ["train.py", "--config", run.config, "--run", str(run.folder), "--set", *run.overrides]
+    if run.folder.exists():
+        command = ["train.py", "--resume", str(run.folder)]
+        if not resume:
+            raise ConfigError(f"{run.folder}: a run that is still going on, or that --resume would go on with")
+    if subprocess.run([sys.executable, *command]).returncode != 0:
+        raise ConfigError(f"training failed: python {' '.join(command)}")
+
+
+def ended(folder: Path) -> bool:
+    """Whether a run folder holds all its epochs."""
+    if not (folder / "metrics.jsonl").is_file():
+        return False
+    return len(records(folder)) == run_config(folder, []).train.epochs
+
+
+def records(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def table(runs: list[Run]) -> str:
+    """Markdown: test metrics, means over the seeds of the runs that have ended, and the R@1 of each.
+
+    Best is the epoch with the highest R@1 on `eval.select_on`, Last the last one.
+
+    Raises:
+        DataError: not one of the runs has ended.
+    """
+    lines = [
+        f"| run | checkpoint | {' | '.join(METRICS)} | R1 of each seed |",
+        "|---|---|" + "---:|" * len(METRICS) + "---|",
+    ]
+    for row in dict.fromkeys(run.row for run in runs):
+        folders = [run.folder for run in runs if run.row == row and ended(run.folder)]
+        histories = [(records(folder), run_config(folder, []).eval.select_on) for folder in folders]
+        best = [best_record(history, split) for history, split in histories]
+        last = [history[-1] for history, _ in histories]
+        for checkpoint, found in (("Best", best), ("Last", last)):
+            if found:
+                lines.append(_line(f"| {row} | {checkpoint}", [record["test"] for record in found if record]))
+    if len(lines) == 2:
+        raise DataError(f"{runs[0].folder.parent}: holds none of these runs, or none that ended")
+    return "\n".join(lines)
+
+
+def _line(start: str, measured: list[Mapping[str, float]]) -> str:
+    means = " | ".join(f"{statistics.fmean(one[name] for one in measured):.2f}" for name in METRICS)
+    return f"{start} | {means} | {', '.join(format(one['R1'], '.2f') for one in measured)} |"
+
+
+if __name__ == "__main__":
+    main()
