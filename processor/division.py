@@ -5,15 +5,13 @@ from collections.abc import Mapping
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from datasets.loaders import TrainLoader
 from model.objectives import PairObjective
 from model.task import RetrievalTask
 from processor.evaluator import autocast
 from utils.batch import to_device
-from utils.distributed import rank
-from utils.logger import LOGGER
+from utils.logger import LOGGER, progress
 
 
 def divide_pairs(
@@ -68,9 +66,7 @@ def pair_losses(
     num_pairs = len(train.pairs)
     losses: dict[str, Tensor] = {}
     known = torch.zeros(num_pairs, dtype=torch.bool, device=device)
-    loader = train.every_pair(epoch)
-    quiet = True if rank() else None
-    for batch in tqdm(loader, desc=f"dividing pairs, epoch {epoch}", leave=False, disable=quiet):
+    for batch in progress(train.every_pair(epoch), f"dividing pairs, epoch {epoch}"):
         batch = to_device(batch, device)
         with autocast(device, precision):
             step = task.encode(batch)

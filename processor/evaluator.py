@@ -7,14 +7,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 
 from datasets.loaders import EvalLoaders
 from model.encoders import Encoder
 from utils.batch import Batch, to_device
-from utils.distributed import gather_objects, rank, world_size
+from utils.distributed import gather_objects, world_size
 from utils.errors import DataError, TrainingError
-from utils.logger import LOGGER, format_table
+from utils.logger import LOGGER, format_table, progress
 from utils.metrics import Ranking, rank_queries, similarity_chunks
 
 METRICS = ("R1", "R5", "R10", "mAP", "mINP")
@@ -111,5 +110,5 @@ def _rank(query: Tensor, gallery: Tensor, query_pids: Tensor, gallery_pids: Tens
 
 def batches(loader: DataLoader[Batch], what: str, device: torch.device) -> Iterator[Batch]:
     """The loader's batches on `device`, with a bar."""
-    for batch in tqdm(loader, desc=f"embedding {what}", leave=False, disable=True if rank() else None):
+    for batch in progress(loader, f"embedding {what}"):
         yield to_device(batch, device)

@@ -10,12 +10,13 @@ from datasets.pairs import GalleryImages, TrainPairs
 from datasets.transforms import build_transform
 from model.teacher import CachedTeacher
 from processor.evaluator import autocast, batches
+from utils.distributed import gather, own_shard, shard_sizes
 from utils.errors import ConfigError
 
 
 @torch.no_grad()
 def fill_cache(teacher: CachedTeacher, pairs: TrainPairs, config: Config, device: torch.device) -> None:
-    """Give the teacher its tables, of images that are not augmented.
+    """Give the teacher its tables, of images that are not augmented; each process encodes its part of them.
 
     Raises:
         ConfigError: images may be skipped, or a pair has several views or texts.
@@ -29,21 +30,22 @@ def fill_cache(teacher: CachedTeacher, pairs: TrainPairs, config: Config, device
         )
     assert teacher.source is not None
     encoder = teacher.source.encoder.to(device)
-    records = {pair.record.image_path: pair.record for pair in pairs.pairs}  # each image once
+    records = list({pair.record.image_path: pair.record for pair in pairs.pairs}.values())  # each image once
+    images, captions = shard_sizes(len(records)), shard_sizes(len(pairs))
     loader = DataLoader(
-        GalleryImages(list(records.values()), build_transform(config.data, train=False)),
+        GalleryImages(records[own_shard(images)], build_transform(config.data, train=False)),
         config.eval.batch_size,
         num_workers=num_workers(config.data),
         collate_fn=Collate(),
     )
-    images, captions = [], []
+    texts = [pair.caption for pair in pairs.pairs[own_shard(captions)]]
+    image_parts, caption_parts = [], []
     with autocast(device, config.train.precision):
         for batch in batches(loader, "images for the teacher", device):
-            images.append(encoder.encode_image(batch["images"]).embedding.float())
-        for start in range(0, len(pairs), config.eval.batch_size):
-            texts = [pair.caption for pair in pairs.pairs[start : start + config.eval.batch_size]]
-            ids = torch.stack([pairs.tokenizer.encode(text) for text in texts])
-            captions.append(encoder.encode_text(ids[:, : longest(ids)].to(device)).embedding.float())
-    rows = {path: row for row, path in enumerate(records)}
+            image_parts.append(encoder.encode_image(batch["images"]).embedding.float())
+        for start in range(0, len(texts), config.eval.batch_size):
+            ids = torch.stack([pairs.tokenizer.encode(text) for text in texts[start : start + config.eval.batch_size]])
+            caption_parts.append(encoder.encode_text(ids[:, : longest(ids)].to(device)).embedding.float())
+    rows = {record.image_path: row for row, record in enumerate(records)}
     places = torch.tensor([rows[pair.record.image_path] for pair in pairs.pairs], device=device)
-    teacher.fill(torch.cat(images)[places], torch.cat(captions))
+    teacher.fill(gather(torch.cat(image_parts), images)[places], gather(torch.cat(caption_parts), captions))

@@ -13,7 +13,6 @@ from torch.nn.utils import clip_grad_norm_
 from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.tensorboard import SummaryWriter
-from tqdm import tqdm
 
 from configs.schema import Config
 from datasets.loaders import EvalLoaders, TrainLoader
@@ -30,7 +29,7 @@ from utils.batch import num_pairs, to_device
 from utils.checkpoint import save_checkpoint
 from utils.config import to_yaml
 from utils.distributed import average_gradients, gather_objects, peak_memory, rank, world_size
-from utils.logger import LOGGER, append_json_line
+from utils.logger import LOGGER, append_json_line, progress
 from utils.seed import random_state, set_random_state
 
 
@@ -117,10 +116,8 @@ class Trainer:
         lr = rate(self.config.solver.lr)
         self.task.train()
         watch, first, pairs, start = StepWatch(self.train.pairs), self.batches + 1, 0, time.perf_counter()
-        name = f"epoch {epoch}/{config.epochs}"
-        quiet = True if rank() else None  # None: where the output is no terminal
         steps = zip(*[batches] * config.accumulate, strict=True)  # of each, all parts
-        bar = tqdm(steps, desc=name, total=total_steps, initial=self.batches, leave=False, disable=quiet)
+        bar = progress(steps, f"epoch {epoch}/{config.epochs}", total=total_steps, initial=self.batches)
         for number, on_cpu in enumerate(bar, start=first):
             self.step += 1
             index, size = torch.cat([part["index"] for part in on_cpu]), sum(map(num_pairs, on_cpu))

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
@@ -24,10 +25,11 @@ from datasets.annotations import load_annotations
 from datasets.loaders import build_eval_loaders, build_train_loader, data_tokenizer, num_workers
 from model.convert import load_weights
 from model.task import RetrievalTask, build_encoder, build_task, resolve
-from model.teacher import Teacher
+from model.teacher import CachedTeacher, Teacher
 from processor.accumulation import backward
 from processor.division import pair_objectives
 from processor.evaluator import embed
+from processor.teacher import fill_cache
 from tests.conftest import ROOT, TINY, TINY_IVT
 from tests.test_resume import Killed, die_after, same_runs
 from utils import distributed
@@ -323,6 +325,36 @@ def test_metrics_are_exactly_those_of_one_process(world: int, root: Path, tmp_pa
     run = train_program.train(config, tmp_path / "run")
     expected = _evaluate(config, run / "last.pt")
     assert together(world, _evaluate, config, run / "last.pt") == [expected] * world
+
+
+def _cached(config: Config) -> tuple[list[int], Any, Any]:
+    """Rows that this process encoded, and the cache's images and captions."""
+    torch.manual_seed(0)
+    source, seen = Teacher(build_encoder(config)), [0, 0]
+    for kind, name in enumerate(["encode_image", "encode_text"]):
+        encode = getattr(source.encoder, name)
+
+        def counted(inputs: Tensor, encode=encode, kind: int = kind) -> Any:
+            seen[kind] += len(inputs)
+            return encode(inputs)
+
+        setattr(source.encoder, name, counted)
+    loader = build_train_loader(
+        *(config.data, annotations := load_annotations("synthetic", config.data.root)),
+        data_tokenizer(config.data, annotations.folder, most=1024),
+        **{"fields": frozenset(), "full_text": False, "seed": 1, "pin_memory": False, "parts": 1},
+    )
+    fill_cache(teacher := CachedTeacher(source), loader.pairs, config, torch.device("cpu"))
+    return seen, teacher.images.numpy(), teacher.captions.numpy()
+
+
+def test_processes_share_the_work_of_a_cached_teacher(root: Path) -> None:
+    config = config_of("lcr2s_teacher", root, "eval.batch_size=3")
+    (_, *expected) = _cached(config)
+    for seen, *found in together(3, _cached, config):
+        assert seen in ([6, 11], [5, 11], [5, 10])  # of 16 images and 32 captions
+        for one, other in zip(found, expected, strict=True):
+            np.testing.assert_allclose(one, other, atol=1e-5)
 
 
 def _killed(config: Config, run: Path, saves: int) -> None:

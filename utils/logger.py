@@ -9,6 +9,8 @@ from typing import Any
 
 from tqdm import tqdm
 
+from utils.distributed import rank
+
 LOGGER = logging.getLogger("tipr")
 
 
@@ -40,6 +42,11 @@ def start_logging(file: Path | None = None) -> None:
         LOGGER.addHandler(handler)
     LOGGER.setLevel(logging.INFO)
     LOGGER.propagate = False
+
+
+def progress(items: Iterable[Any], what: str, **options: Any) -> tqdm:
+    """A bar that goes away at its end; none where the output is no terminal, and of the first process only."""
+    return tqdm(items, desc=what, leave=False, disable=True if rank() else None, **options)
 
 
 def format_table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
