@@ -13,6 +13,7 @@ from datasets.tokenizers import TextTokenizer
 from model.convert import load_init, load_weights
 from model.task import RetrievalTask, build_task
 from processor.evaluator import Embeddings, embed, metrics_table
+from processor.resume import run_config
 from utils.distributed import default_device
 from utils.errors import ConfigError, DataError
 from utils.faults import exit_on_user_error
@@ -73,9 +74,7 @@ def load_task(arguments: argparse.Namespace) -> tuple[Config, RetrievalTask, str
     if arguments.run:
         if arguments.weights or arguments.format:
             raise ConfigError("--weights, --format: belong to --config; with --run, --checkpoint names a checkpoint")
-        if not (arguments.run / "config.yaml").is_file():
-            raise ConfigError(f"{arguments.run}: no run folder (there is no config.yaml in it)")
-        config = load_config(arguments.run / "config.yaml", arguments.set)
+        config = run_config(arguments.run, arguments.set)
         name = arguments.checkpoint or "best"
         weights, format = arguments.run / f"{name}.pt" if name in ("best", "last", "best_ema") else Path(name), "own"
     else:

@@ -9,7 +9,6 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from configs.schema import load_config
 from datasets.annotations import load_annotations
 from datasets.loaders import data_tokenizer
 from datasets.pairs import TrainPairs
@@ -19,6 +18,7 @@ from model.encoders.fusion import FusionEncoder
 from model.task import build_task
 from model.teacher import CachedTeacher, Teacher
 from processor.evaluator import metrics_table
+from processor.resume import run_config
 from processor.teacher import fill_cache
 from utils.batch import to_device
 from utils.distributed import default_device
@@ -48,7 +48,7 @@ def read_out(run: Path, split: str, checkpoint: str, overrides: list[str]) -> di
         ConfigError: the run is not that of a fusion.
         DataError: there is no such split.
     """
-    config = load_config(run / "config.yaml", overrides)
+    config = run_config(run, overrides)
     task = build_task(config, None, pretrained=False)
     if not isinstance(task.encoder, FusionEncoder):
         raise ConfigError(f"{run}: its encoder is {config.model['name']}, which fuses no support sets")
