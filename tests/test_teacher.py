@@ -444,5 +444,5 @@ def test_the_read_out_as_a_program(teacher_run: Path, root: Path, tmp_path: Path
     status, out, _ = run_program(teacher_readout.main, monkeypatch, capsys, "--run", teacher_run, "--split", "test")
     assert status == 0 and "one view, test" in out and "with support" in out
     plain = train_program.train(tiny_config("baseline", root), tmp_path / "run")
-    status, _, err = run_program(teacher_readout.main, monkeypatch, capsys, "--run", plain)
-    assert status == 1 and "its encoder is clip, which fuses no support sets" in err
+    status, out, _ = run_program(teacher_readout.main, monkeypatch, capsys, "--run", plain, "--split", "test")
+    assert status == 0 and "plain" in out and "with support" not in out

@@ -1,4 +1,4 @@
-"""What support sets are worth: one image and one caption of each person, ranked with and without a trained fusion.
+"""What support sets are worth: one image and one caption of each person, ranked plain and with a trained fusion.
 
 Support sets are chosen by identity, so the numbers with support use the labels: a sanity check of a teacher, no result.
 """
@@ -14,7 +14,6 @@ from datasets.loaders import data_tokenizer
 from datasets.pairs import TrainPairs
 from datasets.transforms import build_transform
 from model.convert import load_weights
-from model.encoders.fusion import FusionEncoder
 from model.task import build_task
 from model.teacher import CachedTeacher, Teacher
 from processor.evaluator import metrics_table
@@ -22,14 +21,14 @@ from processor.resume import run_config
 from processor.teacher import fill_cache
 from utils.batch import to_device
 from utils.distributed import default_device
-from utils.errors import ConfigError, DataError
+from utils.errors import DataError
 from utils.faults import exit_on_user_error
 from utils.metrics import retrieval_metrics
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--run", type=Path, required=True, help="a run folder of configs/lcr2s_teacher.yaml")
+    parser.add_argument("--run", type=Path, required=True, help="a run folder; only a fusion's has support")
     parser.add_argument("--split", default="train", choices=["train", "val", "test"], help="default: train")
     parser.add_argument("--checkpoint", default="last", choices=["last", "best"], help="default: last")
     parser.add_argument(
@@ -42,16 +41,13 @@ def main() -> None:
 
 
 def read_out(run: Path, split: str, checkpoint: str, overrides: list[str]) -> dict[str, dict[str, float]]:
-    """Metrics of the first image and caption of each person of a split, plain and with support.
+    """Metrics of the first image and caption of each person of a split, plain and, of a fusion, with support.
 
     Raises:
-        ConfigError: the run is not that of a fusion.
         DataError: there is no such split.
     """
     config = run_config(run, overrides)
     task = build_task(config, None, pretrained=False)
-    if not isinstance(task.encoder, FusionEncoder):
-        raise ConfigError(f"{run}: its encoder is {config.model['name']}, which fuses no support sets")
     load_weights(task, run / f"{checkpoint}.pt", format="own")
     annotations = load_annotations(config.data.dataset, config.data.root, val_ids=config.val_ids)
     records = annotations.train if split == "train" else annotations.split(split)
@@ -70,10 +66,12 @@ def read_out(run: Path, split: str, checkpoint: str, overrides: list[str]) -> di
         firsts.setdefault(pair.record.pid, place)
     items = [pairs[place] for place in firsts.values()]
     batch = to_device({name: torch.cat([item[name] for item in items]) for name in ("pids", *teacher.inputs)}, device)
-    plain = teacher.images[batch["index"]], teacher.captions[batch["index"]]
+    embeddings = {"plain": (teacher.images[batch["index"]], teacher.captions[batch["index"]])}
+    if teacher.fusion is not None:
+        embeddings["with support"] = teacher(batch)
     return {
         name: retrieval_metrics(F.normalize(text) @ F.normalize(image).T, batch["pids"], batch["pids"])
-        for name, (image, text) in {"plain": plain, "with support": teacher(batch)}.items()
+        for name, (image, text) in embeddings.items()
     }
 
 
