@@ -35,14 +35,15 @@ def test_the_example_loss_trains_as_printed(tmp_path: Path) -> None:
         del sys.modules[spec.name]
 
 
-def test_the_example_config_is_the_shipped_one() -> None:
-    (printed,) = re.findall(r"```yaml\n# configs/irra\.yaml\n(.*?)```", README, re.S)
-    shipped = yaml.safe_load((ROOT / "configs/irra.yaml").read_text())
-    assert yaml.safe_load(printed) == shipped
+def test_the_example_files_are_the_shipped_ones() -> None:
+    (config,) = re.findall(r"```yaml\n# (configs/irra\.yaml)\n(.*?)```", README, re.S)
+    assert yaml.safe_load(config[1]) == yaml.safe_load((ROOT / config[0]).read_text())
+    (name,) = re.findall(r"`(benchmarks/\w+\.yaml)`, for instance:", README)
+    assert f"```yaml\n{(ROOT / name).read_text()}```" in README
 
 
 def test_named_files_exist_and_overrides_are_accepted() -> None:
-    for name in re.findall(r"`((?:configs|datasets|model|processor|utils|tools|docs)/[\w/.]+)`", README):
+    for name in re.findall(r"`((?:configs|datasets|model|processor|utils|tools|docs|benchmarks)/[\w/.]+)`", README):
         assert (ROOT / name).exists(), name
     for name in re.findall(r"\| `(\w+\.yaml)` \|", README):
         assert (ROOT / "configs" / name).exists() or name == "config.yaml", name
