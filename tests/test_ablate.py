@@ -106,6 +106,10 @@ def test_runs_that_did_not_end(
     (run / "metrics.jsonl").write_text(whole.splitlines(keepends=True)[0])
     status, _, err = run_program(ablate.main, monkeypatch, capsys, *arguments)
     assert status == 1 and "plain_1: a run that is still going on, or that --resume would go on with" in err
+    (run / "metrics.jsonl").write_text(whole[:-20])
+    status, _, err = run_program(ablate.main, monkeypatch, capsys, *arguments, "--table")
+    assert status == 1 and "metrics.jsonl: is damaged" in err and f"--resume {run} writes it anew" in err
+    (run / "metrics.jsonl").write_text(whole.splitlines(keepends=True)[0])
     assert len(in_process) == 2
     assert run_program(ablate.main, monkeypatch, capsys, *arguments, "--resume")[0] == 0
     assert in_process[2:] == [["train.py", "--resume", str(run)]] and (run / "metrics.jsonl").read_text() == whole

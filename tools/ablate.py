@@ -117,7 +117,12 @@ def ended(folder: Path) -> bool:
 
 
 def records(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    """A run's epochs; raises `DataError` if metrics.jsonl is damaged."""
+    path = folder / "metrics.jsonl"
+    try:
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    except ValueError as error:
+        raise DataError(f"{path}: is damaged ({error}); python train.py --resume {folder} writes it anew") from None
 
 
 def table(runs: list[Run]) -> str:
