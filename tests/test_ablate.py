@@ -134,6 +134,8 @@ def test_mistakes_end_in_one_line_before_anything_is_trained(
         "rows: {plain: configs/ira.yaml}": "configs/ira.yaml: no such config file",
         "rows: {plain: '${run}/x.yaml'}": "run",
         "seeds: one": "seeds",
+        "seeds: []": "has no rows, or no seeds",
+        "rows: {}": "has no rows, or no seeds",
     }.items():
         ablation.write_text(yaml.safe_dump({**content, **yaml.safe_load(change)}, sort_keys=False))
         assert message in error(), change

@@ -59,6 +59,8 @@ def main() -> None:
     arguments = parser.parse_args()
     with exit_on_user_error():
         runs = list(planned(arguments.ablation, arguments.runs, arguments.seeds, arguments.set))
+        if not runs:
+            raise ConfigError(f"{arguments.ablation}: has no rows, or no seeds")
         for run in runs:
             check(run)
         if not arguments.table:
@@ -143,8 +145,8 @@ def table(runs: list[Run]) -> str:
         best = [best_record(history, split) for history, split in histories]
         last = [history[-1] for history, _ in histories]
         for checkpoint, found in (("Best", best), ("Last", last)):
-            if found:
-                lines.append(_line(f"| {row} | {checkpoint}", [record["test"] for record in found if record]))
+            if measured := [record["test"] for record in found if record and "test" in record]:
+                lines.append(_line(f"| {row} | {checkpoint}", measured))
     if len(lines) == 2:
         raise DataError(f"{runs[0].folder.parent}: holds none of these runs, or none that ended")
     return "\n".join(lines)
