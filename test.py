@@ -9,14 +9,15 @@ from typing import Any
 from configs.schema import Config, load_config
 from datasets.annotations import Annotations, Record, load_annotations
 from datasets.loaders import build_eval_loaders, data_tokenizer
-from datasets.tokenizers import TextTokenizer
-from model.convert import load_init, load_weights
-from model.task import RetrievalTask, build_task
+from datasets.text.tokenizers import TextTokenizer
+from model.build import build_task
+from model.load import load_init, load_weights
+from model.task import RetrievalTask
 from processor.evaluator import Embeddings, embed, metrics_table
 from processor.resume import run_config
 from utils.distributed import default_device
 from utils.errors import ConfigError, DataError
-from utils.faults import exit_on_user_error
+from utils.exit import exit_on_user_error
 from utils.logger import LOGGER, start_logging
 from utils.metrics import Ranking
 

@@ -10,22 +10,23 @@ import numpy as np
 
 from configs.schema import Config, load_config
 from datasets.annotations import ADAPTERS, Annotations, load_annotations
-from datasets.levels import check_levels
 from datasets.loaders import EvalLoaders, TrainLoader, build_eval_loaders, build_train_loader, data_tokenizer
 from datasets.noise import Index
+from datasets.text.levels import check_levels
 from datasets.transforms import build_transform
-from model.convert import LoadReport, load_init
-from model.formats import FORMATS
-from model.task import RetrievalTask, build_task, build_teacher, needs_teacher, resolve
+from model.build import build_task, build_teacher, needs_teacher, resolve
+from model.checkpoints.formats import FORMATS
+from model.load import LoadReport, load_init
+from model.task import RetrievalTask
 from model.teacher import CachedTeacher
 from processor.resume import check_changes, go_on, last_state, run_config
-from processor.teacher import fill_cache
+from processor.teacher_cache import fill_cache
 from processor.trainer import Trainer
 from solver.optimizer import build_optimizer
 from utils.config import to_yaml
 from utils.distributed import describe_device, end_processes, first_alone, rank, start_processes
 from utils.errors import ConfigError, DataError
-from utils.faults import exit_on_user_error
+from utils.exit import exit_on_user_error
 from utils.logger import LOGGER, start_logging
 from utils.seed import seed_everything, seed_process
 

@@ -28,7 +28,9 @@ class DataConfig:
     image_aug: list[str] = field(default_factory=list)  # of datasets/transforms.py, applied in that file's order
     train_resize: Literal["bilinear", "bicubic"] = "bilinear"  # of training images; others are resized bilinearly
     views: int = 1  # how often each image is drawn in a batch, each time with its own augmentation
-    text_levels: list[str] = field(default_factory=lambda: ["sentence"])  # texts of each caption, of datasets/levels.py
+    text_levels: list[str] = field(
+        default_factory=lambda: ["sentence"]
+    )  # texts of each caption, of datasets/text/levels.py
     word_source: Literal["clause", "attributes"] = "clause"  # what the level `word` draws from
     text_aug: float = 0.0  # part of the tokens of training captions that are masked, replaced or deleted (RDE: 0.2)
     noise_rate: float = 0.0  # part of the training captions that are permuted among each other (noisy correspondence)
@@ -53,7 +55,7 @@ class InitConfig:
     """A checkpoint of anyone's to start from, in place of the towers' own pretrained weights."""
 
     path: str | None = None  # a file, or a folder of Hugging Face; null: what `model` says
-    format: str | None = None  # of model/formats.py; null: recognised by the names of its tensors
+    format: str | None = None  # of model/checkpoints/formats.py; null: recognised by the names of its tensors
     skip: list[str] = field(default_factory=list)  # regular expressions: tensors (by our names) that start fresh
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PureWindowsPath
 from typing import Any, NamedTuple
 
-from datasets.synthetic import render_dataset
+from datasets.synthetic.render import render_dataset
 from utils.errors import DataError
 from utils.registry import Registry
 
@@ -158,7 +158,7 @@ def rstpreid(root: Path) -> Source:
 
 @ADAPTERS.register("synthetic")
 def synthetic(root: Path) -> Source:
-    """Rendered pedestrians in the layout of CUHK-PEDES, drawn on first use (datasets/synthetic.py)."""
+    """Rendered pedestrians in the layout of CUHK-PEDES, drawn on first use (datasets/synthetic/render.py)."""
     try:
         folder = render_dataset(root)
     except OSError as error:

@@ -12,10 +12,10 @@ from configs.schema import DataConfig
 from datasets.annotations import Annotations, Record
 from datasets.collate import Collate
 from datasets.images import Images
-from datasets.levels import check_levels
 from datasets.pairs import GalleryImages, QueryCaptions, TrainPairs
 from datasets.samplers import IdentityBatches, RandomBatches, Shards
-from datasets.tokenizers import TextTokenizer, build_tokenizer
+from datasets.text.levels import check_levels
+from datasets.text.tokenizers import TextTokenizer, build_tokenizer
 from datasets.transforms import build_transform
 from utils.batch import Batch
 from utils.distributed import local_processes, own_shard, shard_sizes

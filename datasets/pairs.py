@@ -11,12 +11,12 @@ from torch.utils.data import Dataset
 
 from configs.schema import DataConfig
 from datasets.annotations import Record
-from datasets.extras import augment_caption, random_mask
 from datasets.images import Images
-from datasets.levels import text_of_level
 from datasets.noise import noise_index
 from datasets.supports import Supports
-from datasets.tokenizers import ClipTokenizer, TextTokenizer
+from datasets.text.levels import text_of_level
+from datasets.text.masking import augment_caption, random_mask
+from datasets.text.tokenizers import ClipTokenizer, TextTokenizer
 from datasets.transforms import ImageTransform
 from utils.batch import Batch
 from utils.errors import ConfigError, DataError

@@ -5,7 +5,8 @@ from torch import Tensor, nn
 
 from model.encoders import Encoder
 from model.encoders.fusion import FusionEncoder
-from utils.batch import Batch, precise
+from utils.batch import Batch
+from utils.precision import precise
 
 
 class Teacher(nn.Module):

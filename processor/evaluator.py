@@ -15,14 +15,9 @@ from utils.distributed import gather_objects, world_size
 from utils.errors import DataError, TrainingError
 from utils.logger import LOGGER, format_table, progress
 from utils.metrics import Ranking, rank_queries, similarity_chunks
+from utils.precision import autocast
 
 METRICS = ("R1", "R5", "R10", "mAP", "mINP")
-AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """The autocast context of `train.precision`; fp32 is none."""
-    return torch.autocast(device.type, dtype=AUTOCAST.get(precision), enabled=precision in AUTOCAST)
 
 
 @dataclass(frozen=True)

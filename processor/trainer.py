@@ -18,11 +18,11 @@ from configs.schema import Config
 from datasets.loaders import EvalLoaders, TrainLoader
 from model.encoders import Encoder
 from model.task import RetrievalTask
-from processor.accumulation import backward
-from processor.division import divide_pairs, pair_objectives
+from processor.clean_pairs import divide_pairs, pair_objectives
 from processor.evaluator import embed, metrics_table
+from processor.gradient_cache import backward
 from processor.meters import Meters, StepWatch
-from processor.results import EMA, best_record, result_table, write_board
+from processor.reporting import EMA, best_record, result_table, write_board
 from solver.optimizer import set_lr
 from solver.schedule import lr_at
 from utils.batch import num_pairs, to_device

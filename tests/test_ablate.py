@@ -12,7 +12,7 @@ import yaml
 
 import train as train_program
 from configs.schema import load_config
-from model.task import resolve
+from model.build import resolve
 from tests.conftest import ROOT, TINY
 from tests.test_command_line import run_program
 from tools import ablate

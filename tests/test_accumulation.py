@@ -7,12 +7,12 @@ import torch
 from torch import Tensor
 
 import train as train_program
+from benchmarks import memory
 from model.encoders import Encoded
-from model.reading import Read, join
+from model.global_batch import Read, join
 from model.task import RetrievalTask
-from processor.accumulation import backward
+from processor.gradient_cache import backward
 from tests.test_distributed import METHODS, config_of, lines_of, parts_of, same_step, step_of, task_of
-from tools import benchmark_memory
 from utils.config import to_yaml
 from utils.errors import ConfigError
 
@@ -168,8 +168,8 @@ def test_checkpointing_goes_with_parts(root: Path) -> None:
 
 def test_the_benchmark_of_memory_has_a_row_for_each_way(root: Path, tmp_path: Path, monkeypatch) -> None:
     (tmp_path / "tiny.yaml").write_text(to_yaml(config_of("baseline", root)))
-    monkeypatch.setattr(benchmark_memory, "in_fresh_process", lambda function, *args: function(*args))
-    rows = benchmark_memory.table(str(tmp_path / "tiny.yaml"), [], 4, [1, 2]).splitlines()[2:]
+    monkeypatch.setattr(memory, "in_fresh_process", lambda function, *args: function(*args))
+    rows = memory.table(str(tmp_path / "tiny.yaml"), [], 4, [1, 2]).splitlines()[2:]
     cells = [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
     assert [row[0] for row in cells] == ["whole", "in 2 parts", "whole, checkpointing", "in 2 parts, checkpointing"]
     assert len({row[-1] for row in cells}) == 1  # the loss

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from datasets.annotations import ADAPTERS
+from model.checkpoints.formats import FORMATS
 from model.encoders import ENCODERS
-from model.formats import FORMATS
 from model.objectives import OBJECTIVES
 from tests.conftest import ROOT
 
@@ -19,6 +19,7 @@ MAY_IMPORT = {
     "solver": {"configs", "utils"},
     "processor": {"datasets", "model", "solver", "configs", "utils"},
     "tools": {"processor", "datasets", "model", "solver", "configs", "utils"},
+    "benchmarks": {"processor", "datasets", "model", "solver", "configs", "utils"},
     ".": {"processor", "datasets", "model", "solver", "configs", "utils"},
 }
 SOURCES = [

@@ -9,8 +9,9 @@ from torch import Tensor
 
 import test as test_program
 import train as train_program
-from model.task import RetrievalTask, build_task
-from processor.results import result_table
+from model.build import build_task
+from model.task import RetrievalTask
+from processor.reporting import result_table
 from processor.trainer import Trainer
 from tests.test_command_line import run_program
 from tests.test_distributed import config_of

@@ -14,7 +14,7 @@ from PIL import Image
 
 from tests.test_command_line import run_program
 from tools import check_dataset
-from tools.dataset_faults import OFFICIAL, r1_ceiling
+from tools.dataset_checks import OFFICIAL, r1_ceiling
 
 ERROR, WARNING, NOTE = "error", "warning", "note"
 

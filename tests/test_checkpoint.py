@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from model.convert import load_weights
+from model.load import load_weights
 from utils.checkpoint import load_checkpoint, load_state, save_checkpoint
 from utils.errors import CheckpointError, ConfigError
 

@@ -14,7 +14,7 @@ import yaml
 import test as test_program
 import train as train_program
 from configs.schema import load_config
-from model.task import resolve
+from model.build import resolve
 from tests.conftest import ROOT, TINY
 
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from configs.schema import Config, load_config
-from model.task import build_task, resolve
+from model.build import build_task, resolve
 from tests.conftest import ROOT, TINY, TINY_IVT
 from utils.config import constructor_options, to_plain, to_yaml
 from utils.errors import ConfigError

@@ -23,13 +23,14 @@ import train as train_program
 from configs.schema import Config, load_config
 from datasets.annotations import load_annotations
 from datasets.loaders import build_eval_loaders, build_train_loader, data_tokenizer, num_workers
-from model.convert import load_weights
-from model.task import RetrievalTask, build_encoder, build_task, resolve
+from model.build import build_encoder, build_task, resolve
+from model.load import load_weights
+from model.task import RetrievalTask
 from model.teacher import CachedTeacher, Teacher
-from processor.accumulation import backward
-from processor.division import pair_objectives
+from processor.clean_pairs import pair_objectives
 from processor.evaluator import embed
-from processor.teacher import fill_cache
+from processor.gradient_cache import backward
+from processor.teacher_cache import fill_cache
 from tests.conftest import ROOT, TINY, TINY_IVT
 from tests.test_resume import Killed, die_after, same_runs
 from utils import distributed

@@ -13,10 +13,11 @@ from configs.schema import Config, load_config
 from datasets.annotations import load_annotations
 from datasets.loaders import OTHER_DRAWS, TrainLoader, build_train_loader, data_tokenizer
 from datasets.noise import noise_permutation
+from model.build import build_task, resolve
 from model.objectives import PairObjective
 from model.objectives.consensus import FITS
-from model.task import RetrievalTask, build_task, resolve
-from processor.division import divide_pairs, pair_losses
+from model.task import RetrievalTask
+from processor.clean_pairs import divide_pairs, pair_losses
 from tests.conftest import ROOT, TINY, TINY_IVT
 from tests.test_transfer import evaluate
 from utils.errors import TrainingError

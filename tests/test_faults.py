@@ -20,9 +20,9 @@ import train as train_program
 from configs.schema import load_config
 from datasets.annotations import ADAPTERS, load_annotations
 from datasets.pairs import TrainPairs
-from model.convert import load_weights
-from model.formats import FORMATS
-from model.task import build_task, build_teacher, resolve
+from model.build import build_task, build_teacher, resolve
+from model.checkpoints.formats import FORMATS
+from model.load import load_weights
 from processor.resume import go_on, last_state
 from processor.trainer import Trainer
 from tests.conftest import ROOT
@@ -30,7 +30,7 @@ from tests.test_command_line import run_program
 from tests.test_distributed import config_of, together
 from utils.checkpoint import load_checkpoint, save_checkpoint
 from utils.errors import CheckpointError, ConfigError, DataError
-from utils.faults import fault_of_the_machine
+from utils.exit import fault_of_the_machine
 from utils.logger import LOGGER
 
 FUZZ = settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

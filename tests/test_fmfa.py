@@ -15,7 +15,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import train as train_program
+from benchmarks.efa import dense_matches
 from configs.schema import load_config
+from model.build import build_task, resolve
 from model.objectives import fine_grained
 from model.objectives.fine_grained import (
     best_matches,
@@ -24,13 +26,11 @@ from model.objectives.fine_grained import (
     sparse_weights,
 )
 from model.objectives.matching import asdm_loss, sdm_loss
-from model.task import build_task, resolve
 from tests.conftest import GOLDEN, ROOT, TINY
 from tests.test_command_line import run_program
 from tests.test_irra_model import close, golden_batch, golden_task, gradients_are_the_authors
 from tests.test_losses import assert_gradient, cosine, divergence, dot, leaf, random_pairs, softmax
 from tests.test_task import tiny_batch, tiny_task
-from tools.benchmark_efa import dense_matches
 from utils.batch import caption_mask
 from utils.errors import ConfigError
 
@@ -364,7 +364,7 @@ def test_blocks_and_dense_agree(block: int, masked: bool, monkeypatch: pytest.Mo
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="peak memory is read from /proc")
 def test_a_full_size_step_is_small_and_no_slower_than_dense() -> None:
     code = (
-        "import json, sys; from tools.benchmark_efa import dense_matches, measure\n"
+        "import json, sys; from benchmarks.efa import dense_matches, measure\n"
         "from model.objectives.fine_grained import best_matches\n"
         "print(json.dumps(measure(vars()[sys.argv[1]], 64, 77, 192, 512)))"
     )

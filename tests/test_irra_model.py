@@ -10,11 +10,12 @@ from torch import Tensor
 
 from configs.schema import load_config
 from datasets.collate import Collate
-from model.convert import LoadReport, load_converted, load_weights
+from model.build import build_task
+from model.checkpoints.formats import IRRA_RULES, irra, renamed
 from model.encoders.towers import resize_position_grid
-from model.formats import IRRA_RULES, irra, renamed
+from model.load import LoadReport, load_converted, load_weights
 from model.objectives.masked_language import MaskedLanguage
-from model.task import RetrievalTask, build_task
+from model.task import RetrievalTask
 from solver.optimizer import build_optimizer, parameter_settings, set_lr
 from tests.conftest import ARCH, GOLDEN
 from utils.batch import Batch

@@ -13,13 +13,14 @@ from transformers import BertConfig, BertModel
 
 import train as train_program
 from configs.schema import load_config
-from model.convert import LoadReport, load_converted, load_weights
+from model.build import build_encoder, build_task, resolve
+from model.checkpoints.formats import ivt, recognise
 from model.encoders import Encoder
 from model.encoders.ivt import IVTEncoder, keep_tokens
 from model.encoders.towers import resize_position_grid
-from model.formats import ivt, recognise
+from model.load import LoadReport, load_converted, load_weights
 from model.objectives.matching import cmpm_loss
-from model.task import RetrievalTask, build_encoder, build_task, resolve
+from model.task import RetrievalTask
 from solver.optimizer import parameter_settings
 from tests.conftest import GOLDEN, ROOT, TINY_IVT
 from tests.test_irra_model import close

@@ -10,9 +10,9 @@ import torch
 
 from configs.schema import DataConfig
 from datasets.annotations import load_annotations
-from datasets.levels import LEVELS, attribute_words, clause_candidates, phrase_candidates, text_of_level
 from datasets.loaders import build_train_loader, data_tokenizer
 from datasets.samplers import IdentityBatches
+from datasets.text.levels import LEVELS, attribute_words, clause_candidates, phrase_candidates, text_of_level
 from datasets.transforms import build_transform
 from tests.conftest import GOLDEN
 from utils.batch import FIELDS

@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from datasets.extras import mask_caption, random_mask
+from datasets.text.masking import mask_caption, random_mask
 
 MASK, START, END = 49405, 49406, 49407
 

@@ -247,7 +247,7 @@ def test_chunks_are_asked_for_one_at_a_time() -> None:
 @pytest.mark.timeout(180)
 def test_icfg_pedes_size_within_ten_seconds_and_one_and_a_half_gigabytes() -> None:
     code = (
-        "import json; from tools.benchmark_metrics import measure; from utils.metrics import streamed_metrics\n"
+        "import json; from benchmarks.ranking import measure; from utils.metrics import streamed_metrics\n"
         "runs = [measure(streamed_metrics, 19848, 512)]\n"
         "while len(runs) < 3 and min(runs)[0] > 10: runs.append(measure(streamed_metrics, 19848, 512))\n"  # a noisy CPU
         "print(json.dumps(runs))"

@@ -11,9 +11,9 @@ import torch
 
 from configs.schema import DataConfig, load_config
 from datasets.annotations import load_annotations
-from datasets.extras import augment_caption
 from datasets.loaders import TrainLoader, build_train_loader, data_tokenizer
 from datasets.noise import noise_index, noise_permutation
+from datasets.text.masking import augment_caption
 from tests.conftest import GOLDEN
 from utils.errors import ConfigError
 

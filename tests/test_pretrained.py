@@ -8,9 +8,9 @@ import torch
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
 from configs.schema import load_config
+from model.build import build_encoder
 from model.encoders import Encoder
 from model.encoders.towers import resize_position_grid
-from model.task import build_encoder
 from tests.conftest import ARCH, ROOT, TINY
 from utils.errors import CheckpointError, ConfigError
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import yaml
 
 from configs.schema import load_config
+from model.build import resolve
 from model.objectives import OBJECTIVES
-from model.task import resolve
 from tests.conftest import ROOT
 from tests.test_task import tiny_batch, tiny_task
 

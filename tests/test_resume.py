@@ -17,7 +17,7 @@ from torch import Tensor
 
 import train as train_program
 from configs.schema import load_config
-from model.task import resolve
+from model.build import resolve
 from processor import trainer as trainer_module
 from tests.conftest import ROOT, TINY, TINY_IVT
 from tests.test_command_line import run_program

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from configs.schema import Rule, SolverConfig, load_config
-from model.task import build_task
+from model.build import build_task
 from solver.optimizer import build_optimizer, parameter_settings, set_lr
 from solver.schedule import lr_at
 from tests.conftest import GOLDEN, ROOT, TINY

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from datasets import synthetic
-from datasets.captions import WORDS, describe
-from datasets.people import COLORS, HAIR_COLORS, random_identity, random_view
-from datasets.synthetic import FOLDER, plan_identity, render_dataset
-from datasets.tokenizers import build_tokenizer
+from datasets.synthetic import render as synthetic
+from datasets.synthetic.captions import WORDS, describe
+from datasets.synthetic.people import COLORS, HAIR_COLORS, random_identity, random_view
+from datasets.synthetic.render import FOLDER, plan_identity, render_dataset
+from datasets.text.tokenizers import build_tokenizer
 from tools import sample_sheet
 
 TINY: dict[str, int] = {"train_ids": 3, "val_ids": 1, "test_ids": 2, "images_per_id": 2, "captions_per_image": 2}

@@ -5,8 +5,9 @@ import torch
 from torch import Tensor
 
 from configs.schema import load_config
+from model.build import build_encoder, build_task
 from model.objectives import OBJECTIVES
-from model.task import RetrievalTask, build_encoder, build_task
+from model.task import RetrievalTask
 from model.teacher import Teacher
 from tests.conftest import ROOT, TINY
 from utils.batch import Batch

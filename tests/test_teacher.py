@@ -10,20 +10,23 @@ import torch
 from torch import Tensor
 
 import train as train_program
+from benchmarks import distillation, token_selection
+from benchmarks.common import random_batch, step_timing
 from configs.schema import Config, load_config
 from datasets.annotations import load_annotations
 from datasets.loaders import TrainLoader, build_train_loader, data_tokenizer
 from datasets.transforms import build_transform
-from model.convert import load_init
+from model.build import build_task, build_teacher, needs_teacher, resolve
 from model.encoders.fusion import FusionEncoder
-from model.task import RetrievalTask, build_task, build_teacher, needs_teacher, resolve
+from model.load import load_init
+from model.task import RetrievalTask
 from model.teacher import CachedTeacher, Teacher
-from processor.teacher import fill_cache
+from processor.teacher_cache import fill_cache
 from solver.optimizer import build_optimizer
 from tests.conftest import ROOT, TINY
 from tests.test_command_line import run_program
 from tests.test_transfer import evaluate
-from tools import batches, benchmark_distillation, benchmark_selection, steps, teacher_readout
+from tools import teacher_readout
 from utils.checkpoint import load_checkpoint, save_checkpoint
 from utils.config import to_yaml
 from utils.errors import CheckpointError, ConfigError
@@ -310,7 +313,7 @@ def test_the_cached_teacher_says_what_the_teacher_would(root: Path, teacher_run:
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("tool, method", [(benchmark_selection, "rde"), (benchmark_distillation, "lcr2s")])
+@pytest.mark.parametrize("tool, method", [(token_selection, "rde"), (distillation, "lcr2s")])
 def test_the_benchmarks_of_steps_print_a_line_for_each_way(
     tool, method: str, root: Path, tmp_path: Path, monkeypatch, capsys
 ) -> None:
@@ -321,7 +324,7 @@ def test_the_benchmarks_of_steps_print_a_line_for_each_way(
         return tool.build(way, config, *own)
 
     monkeypatch.setattr("sys.argv", ["program", "--batch", "2", "--steps", "1"])
-    steps.steps_program("", str(tmp_path / "tiny.yaml"), tool.WAYS, build)
+    step_timing.steps_program("", str(tmp_path / "tiny.yaml"), tool.WAYS, build)
     lines = capsys.readouterr().out.splitlines()
     assert "2 pairs, 1 steps each" in lines[0] and len(lines) == 1 + len(tool.WAYS)
     assert f"1.00 x {tool.WAYS[0]}" in lines[1]
@@ -330,8 +333,8 @@ def test_the_benchmarks_of_steps_print_a_line_for_each_way(
 def test_a_cached_step_runs_the_towers_as_often_as_the_baselines(root: Path) -> None:
     config, own = tiny_config("lcr2s", root), tiny_config("lcr2s_teacher", root)
     seen = {}
-    for way in benchmark_distillation.WAYS:
-        task = benchmark_distillation.build(way, config, own)
+    for way in distillation.WAYS:
+        task = distillation.build(way, config, own)
         rows: Counter[str] = Counter()
         towers = [module for module in (task, task.teacher) if module is not None]
         for name in ("image", "text"):
@@ -339,7 +342,7 @@ def test_a_cached_step_runs_the_towers_as_often_as_the_baselines(root: Path) -> 
                 tower = getattr(getattr(module, "encoder", None), name, None)
                 if tower is not None:
                     tower.register_forward_pre_hook(lambda _, args, n=name, r=rows: r.update({n: len(args[0])}))
-        steps.step_seconds(task, batches.random_batch(config, 3, 1024))
+        step_timing.step_seconds(task, random_batch.random_batch(config, 3, 1024))
         seen[way] = dict(rows)
     assert seen == {
         "baseline": {"image": 3, "text": 3},

@@ -9,9 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from configs.schema import load_config
+from model.build import build_encoder, build_task
 from model.encoders import Encoded, token_selection
 from model.encoders.token_selection import TokenMLP, TokenSelectionEncoder, attention, gather, select_words
-from model.task import RetrievalTask, build_encoder, build_task
+from model.task import RetrievalTask
 from processor.evaluator import Embeddings
 from tests.conftest import GOLDEN, ROOT, TINY
 from utils.errors import ConfigError

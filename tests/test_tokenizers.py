@@ -11,7 +11,7 @@ import torch
 
 from configs.schema import DataConfig
 from datasets.loaders import data_tokenizer
-from datasets.tokenizers import ClipTokenizer, build_tokenizer, train_tokenizer
+from datasets.text.tokenizers import ClipTokenizer, build_tokenizer, train_tokenizer
 from tests.conftest import GOLDEN
 from utils.errors import ConfigError
 

@@ -14,11 +14,11 @@ from configs.schema import Config, DataConfig, load_config
 from datasets.annotations import load_annotations
 from datasets.loaders import build_eval_loaders, data_tokenizer
 from datasets.pairs import TrainPairs
+from model.build import build_encoder, resolve
 from model.objectives.matching import SDM
-from model.task import build_encoder, resolve
 from processor.evaluator import METRICS, embed
 from processor.meters import Meters, StepWatch
-from processor.results import result_table
+from processor.reporting import result_table
 from processor.trainer import Trainer
 from solver.schedule import lr_at
 from tests.conftest import ROOT, TINY

@@ -17,9 +17,12 @@ from torch import Tensor, nn
 from transformers import CLIPConfig, CLIPModel
 
 from configs.schema import InitConfig, load_config
-from model.convert import LoadReport, load_converted, load_init, load_weights
-from model.formats import FORMATS, openai, own, recognise
-from model.task import RetrievalTask, build_task
+from model.build import build_task
+from model.checkpoints.files import read_weights, state_dict_of
+from model.checkpoints.formats import FORMATS, openai, own, recognise
+from model.checkpoints.torchscript import read_torchscript
+from model.load import LoadReport, load_converted, load_init, load_weights
+from model.task import RetrievalTask
 from tests.conftest import ARCH, GOLDEN, ROOT
 from tests.test_irra_model import (
     RECIPE,
@@ -29,9 +32,7 @@ from tests.test_irra_model import (
     golden_overrides,
     golden_weights,
 )
-from utils.checkpoint import read_weights, state_dict_of
 from utils.errors import CheckpointError, ConfigError
-from utils.torchscript import read_torchscript
 
 # The sizes of the CLIP that open_clip and transformers make here for comparison.
 VISION = {"width": 128, "layers": 2, "patch_size": 16, "head_width": 64}

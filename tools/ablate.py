@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from configs.schema import load_config
-from model.task import resolve
+from model.build import resolve
 from processor.evaluator import METRICS
-from processor.results import best_record
+from processor.reporting import best_record
 from processor.resume import other_settings, run_config
 from utils.config import load_layers, typed
 from utils.errors import ConfigError, DataError
-from utils.faults import exit_on_user_error
+from utils.exit import exit_on_user_error
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Run:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("ablation", type=Path, help="YAML file, for instance benchmarks/noise.yaml")
+    parser.add_argument("ablation", type=Path, help="YAML file, for instance configs/ablations/noise.yaml")
     parser.add_argument("--seeds", nargs="+", type=int, help="instead of the file's (1 2 3 where it names none)")
     parser.add_argument("--runs", type=Path, help="folder of the run folders, instead of the file's")
     parser.add_argument("--table", action="store_true", help="table the runs that are there, train none")

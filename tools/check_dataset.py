@@ -19,11 +19,11 @@ from configs.schema import DataConfig
 from datasets.annotations import ADAPTERS, SPLITS, Adapter, Record, count_split
 from datasets.images import read_image
 from datasets.loaders import num_workers
-from datasets.tokenizers import clean
-from tools import dataset_faults as faults
-from tools.dataset_faults import LEVELS, MISSING, OFFICIAL, Finding, Look, Seen, Text
+from datasets.text.tokenizers import clean
+from tools import dataset_checks as faults
+from tools.dataset_checks import LEVELS, MISSING, OFFICIAL, Finding, Look, Seen, Text
 from utils.errors import ConfigError, DataError
-from utils.faults import exit_on_user_error
+from utils.exit import exit_on_user_error
 from utils.logger import format_table
 
 HEADER = ("split", "ids", "images", "captions", "official", "captions per image", "images per id", "R@1 ceiling")

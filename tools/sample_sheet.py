@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from datasets.synthetic import render_dataset
+from datasets.synthetic.render import render_dataset
 
 COLUMNS, CELL, ZOOM, FONT_SIZE, LINE = 4, (236, 384), 2, 13, 17  # cells and letters in pixels
 MAX_BYTES = 300_000

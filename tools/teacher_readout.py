@@ -13,16 +13,16 @@ from datasets.annotations import load_annotations
 from datasets.loaders import data_tokenizer
 from datasets.pairs import TrainPairs
 from datasets.transforms import build_transform
-from model.convert import load_weights
-from model.task import build_task
+from model.build import build_task
+from model.load import load_weights
 from model.teacher import CachedTeacher, Teacher
 from processor.evaluator import metrics_table
 from processor.resume import run_config
-from processor.teacher import fill_cache
+from processor.teacher_cache import fill_cache
 from utils.batch import to_device
 from utils.distributed import default_device
 from utils.errors import DataError
-from utils.faults import exit_on_user_error
+from utils.exit import exit_on_user_error
 from utils.metrics import retrieval_metrics
 
 

@@ -41,11 +41,6 @@ def caption_mask(caption_ids: Tensor) -> Tensor:
     return mask
 
 
-def precise(values: Tensor) -> Tensor:
-    """As float32, or as float64 where it is that already: what losses are computed in."""
-    return values if values.dtype == torch.float64 else values.float()
-
-
 def num_pairs(batch: Batch) -> int:
     """Those that all processes have."""
     return int(batch["shards"].sum()) if "shards" in batch else len(batch["index"])

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from model.encoders.base import ENCODERS, Encoded, Encoder
+from model.encoders.bert_embeddings import WordOptions, build_words, load_text_mlps
 from model.encoders.towers import ImageOptions, build_vit, grid_of, load_vit, resize_position_grid, set_patch_grid
-from model.encoders.words import WordOptions, build_words, load_text_mlps
 from utils.batch import caption_mask
 from utils.errors import ConfigError
 

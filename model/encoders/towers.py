@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection, PretrainedConfig
 
 from configs.schema import CLIP_MEAN, CLIP_STD
-from utils.checkpoint import load_state, read_weights, state_dict_of
+from model.checkpoints.files import read_weights, state_dict_of
+from utils.checkpoint import load_state
 from utils.errors import CheckpointError, ConfigError
 from utils.registry import did_you_mean
 

@@ -9,8 +9,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from model.objectives.base import OBJECTIVES, Facts, Objective, Reduction, Step, Values, reduce
-from utils.batch import caption_mask, precise
+from utils.batch import caption_mask
 from utils.errors import ConfigError
+from utils.precision import precise
 
 Variant = Literal["code", "paper"]
 EPS = 1e-6  # smallest denominator: a caption token that likes all patches alike, a token that gathers nothing

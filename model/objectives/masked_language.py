@@ -6,8 +6,9 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from model.objectives.base import OBJECTIVES, Facts, Objective, Step, Values
-from utils.batch import Batch, precise
+from utils.batch import Batch
 from utils.errors import ConfigError
+from utils.precision import precise
 
 HEAD_DIM = 64  # of each attention head, as everywhere in CLIP
 

@@ -1,9 +1,10 @@
 """Time of a training step with RDE's token selection beside one without, and beside attention weights of all blocks."""
 
+from benchmarks.common.step_timing import steps_program
 from configs.schema import Config
+from model.build import build_task
 from model.encoders.clip import CLIPEncoder
-from model.task import RetrievalTask, build_task
-from tools.steps import steps_program
+from model.task import RetrievalTask
 from utils.distributed import default_device
 
 WAYS = ("clip", "token selection", "token selection, weights of all blocks")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from datasets.annotations import SPLITS, Annotations, Record, Source, count_split, read_record
-from datasets.tokenizers import build_tokenizer
+from datasets.text.tokenizers import build_tokenizer
 from utils.errors import ConfigError, DataError
 
 LEVELS = ("error", "warning", "note")

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from datasets.people import Identity, Rng, View, choose
+from datasets.synthetic.people import Identity, Rng, View, choose
 
 # How annotators say it: value -> its words, the usual one repeated; a value without an entry is its own word.
 WORDS: dict[str, Sequence[str]] = {

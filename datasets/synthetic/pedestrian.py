@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-from datasets.people import COLORS, HAIR_COLORS, RGB, SKINS, Identity, Point, View
+from datasets.synthetic.people import COLORS, HAIR_COLORS, RGB, SKINS, Identity, Point, View
 
 WIDTH, HEIGHT, SCALE = 64, 128, 3  # pixels of the finished picture, and how much larger it is drawn before averaging
 

@@ -5,11 +5,11 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from model.global_batch import Read, join, own_rows
 from model.objectives import PartMean, Values
-from model.reading import Read, join, own_rows
 from model.task import RetrievalTask
-from processor.evaluator import autocast
 from utils.batch import Batch
+from utils.precision import autocast
 from utils.seed import random_state, set_random_state
 
 

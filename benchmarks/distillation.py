@@ -2,11 +2,12 @@
 
 import torch
 
+from benchmarks.common.random_batch import NUM_PAIRS
+from benchmarks.common.step_timing import steps_program
 from configs.schema import Config, load_config
-from model.task import RetrievalTask, build_task
+from model.build import build_task
+from model.task import RetrievalTask
 from model.teacher import CachedTeacher, Teacher
-from tools.batches import NUM_PAIRS
-from tools.steps import steps_program
 from utils.distributed import default_device
 
 WAYS = ("baseline", "cached teacher", "teacher in every step")

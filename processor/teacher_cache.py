@@ -9,9 +9,10 @@ from datasets.loaders import num_workers
 from datasets.pairs import GalleryImages, TrainPairs
 from datasets.transforms import build_transform
 from model.teacher import CachedTeacher
-from processor.evaluator import autocast, batches
+from processor.evaluator import batches
 from utils.distributed import gather, own_shard, shard_sizes
 from utils.errors import ConfigError
+from utils.precision import autocast
 
 
 @torch.no_grad()

@@ -6,11 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from configs.schema import InitConfig
-from model.formats import FORMATS, recognise
-from utils.checkpoint import read_weights, state_dict_of
+from model.checkpoints.files import read_weights, state_dict_of
+from model.checkpoints.formats import FORMATS, recognise
+from model.task import RetrievalTask
 from utils.errors import CheckpointError, ConfigError
 from utils.logger import format_table
 
@@ -47,9 +48,9 @@ class LoadReport:
 
 
 def load_weights(
-    task: nn.Module, path: str | Path, *, format: str | None = None, skip: Sequence[str] = ()
+    task: RetrievalTask, path: str | Path, *, format: str | None = None, skip: Sequence[str] = ()
 ) -> LoadReport:
-    """Load any checkpoint of model/formats.py into `task`: heads may be missing, the encoder's weights may not.
+    """Load a checkpoint of any known format into `task`: heads may be missing, the encoder's weights may not.
 
     Args:
         task: a RetrievalTask; one without objectives takes the encoder alone.
@@ -85,12 +86,12 @@ def load_weights(
     return load_converted(task, converted, report)
 
 
-def load_init(task: nn.Module, init: InitConfig) -> LoadReport | None:
+def load_init(task: RetrievalTask, init: InitConfig) -> LoadReport | None:
     """Load the weights that a config starts from, where it names a file; errors as `load_weights`."""
     return None if init.path is None else load_weights(task, init.path, format=init.format, skip=init.skip)
 
 
-def load_converted(task: nn.Module, state: Mapping[str, Tensor], report: LoadReport) -> LoadReport:
+def load_converted(task: RetrievalTask, state: Mapping[str, Tensor], report: LoadReport) -> LoadReport:
     """Copy a converted state dict into `task`, position grids resized where they must be; errors as `load_weights`."""
     own, fitting, misfits = task.state_dict(), {}, []
     for name, value in state.items():
@@ -116,12 +117,12 @@ def load_converted(task: nn.Module, state: Mapping[str, Tensor], report: LoadRep
     return report
 
 
-def _resized(task: nn.Module, name: str, value: Tensor, source: str) -> Tensor | None:
+def _resized(task: RetrievalTask, name: str, value: Tensor, source: str) -> Tensor | None:
     encoder, _, inner = name.partition(".")
     if encoder != "encoder":
         return None
     try:
-        return task.encoder.resize(inner, value)  # type: ignore[operator]
+        return task.encoder.resize(inner, value)
     except ValueError as error:
         raise CheckpointError(f"{source}: {name} cannot be resized to this image size: {error}") from None
 

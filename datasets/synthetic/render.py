@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from datasets.captions import Caption, describe
-from datasets.pedestrian import draw
-from datasets.people import Identity, Rng, View, random_identity, random_view
-from datasets.tokenizers import train_tokenizer
+from datasets.synthetic.captions import Caption, describe
+from datasets.synthetic.pedestrian import draw
+from datasets.synthetic.people import Identity, Rng, View, random_identity, random_view
+from datasets.text.tokenizers import train_tokenizer
 
 FOLDER = "SyntheticPEDES"
 Row = dict[str, Any]

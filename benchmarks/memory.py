@@ -5,11 +5,11 @@ from collections.abc import Sequence
 
 import torch
 
+from benchmarks.common.profiling import in_fresh_process, measured
+from benchmarks.common.random_batch import random_batch
 from configs.schema import Config, load_config
-from model.task import build_task, resolve
-from processor.accumulation import backward
-from tools.batches import random_batch
-from tools.measuring import in_fresh_process, measured
+from model.build import build_task, resolve
+from processor.gradient_cache import backward
 from utils.batch import Batch
 from utils.distributed import default_device, describe_device, peak_memory
 

@@ -9,9 +9,9 @@ from torch import Tensor
 from datasets.loaders import TrainLoader
 from model.objectives import PairObjective
 from model.task import RetrievalTask
-from processor.evaluator import autocast
 from utils.batch import to_device
 from utils.logger import LOGGER, progress
+from utils.precision import autocast
 
 
 def divide_pairs(

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from tools.measuring import in_fresh_process, measured
+from benchmarks.common.profiling import in_fresh_process, measured
 from utils.metrics import streamed_metrics
 
 

@@ -7,8 +7,8 @@ from unittest import mock
 import torch
 from torch import Tensor
 
+from benchmarks.common.profiling import in_fresh_process, measured
 from model.objectives import fine_grained
-from tools.measuring import in_fresh_process, measured
 
 Matches = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 

@@ -5,9 +5,9 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 
+from benchmarks.common.random_batch import random_batch
 from configs.schema import Config, load_config
 from model.task import RetrievalTask
-from tools.batches import random_batch
 from utils.batch import Batch
 from utils.distributed import default_device, describe_device
 
