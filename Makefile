@@ -1,7 +1,8 @@
-# `make demo` and `make test`: each makes .venv when it is not there, then does its job.
+# `make demo` and `make test` create .venv if it is missing, then do their job.
 
 PYTHON ?= python3.11
 BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 SHELL := /bin/bash
 
 .PHONY: demo test lint clean
@@ -9,11 +10,11 @@ SHELL := /bin/bash
 demo: .venv/installed
 	$(BIN)/python train.py --config configs/synthetic.yaml
 
-test: .venv/installed lint
+test: lint
 	$(BIN)/python -m pytest -m alone
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not alone" -n auto --maxprocesses 8 --dist worksteal
 
-lint: .venv/installed
+lint: .venv/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -21,8 +22,12 @@ lint: .venv/installed
 clean:
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache
 
-# The stamp is made last, so that an install that was interrupted is done again.
+# The stamps are made last, so that an interrupted installation is repeated.
 .venv/installed: requirements.txt constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt -c constraints.txt
+	$(PIP) -r requirements.txt
+	touch $@
+
+.venv/installed-dev: .venv/installed requirements-dev.txt
+	$(PIP) -r requirements-dev.txt
 	touch $@

@@ -1,4 +1,4 @@
-"""Evaluate a run, or anyone's weights: `python test.py --run runs/cuhk_pedes/20260101_120000_irra --on rstpreid`."""
+"""Evaluate a run, or published weights: `python test.py --run runs/cuhk_pedes/20260101_120000_irra --on rstpreid`."""
 
 import argparse
 import json
@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from configs.schema import Config, load_config
-from datasets.annotations import Annotations, Record, load_annotations
+from datasets.annotations import Annotations, load_annotations
 from datasets.loaders import build_eval_loaders, data_tokenizer
 from datasets.text.tokenizers import TextTokenizer
 from model.build import build_task
-from model.load import load_init, load_weights
+from model.load import load_weights
 from model.task import RetrievalTask
-from processor.evaluator import Embeddings, embed, metrics_table
+from processor.evaluator import Embeddings, embed, metrics_table, warn_of_unmatched
 from processor.resume import run_config
 from utils.distributed import default_device
 from utils.errors import ConfigError, DataError
@@ -24,13 +24,13 @@ from utils.metrics import Ranking
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Evaluate a run folder of train.py, or weights from elsewhere.")
-    what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--run", type=Path, help="a run folder")
-    what.add_argument("--config", type=Path, help="a YAML file; alone: the weights that training would start from")
+    model = parser.add_mutually_exclusive_group(required=True)
+    model.add_argument("--run", type=Path, help="run folder")
+    model.add_argument("--config", type=Path, help="YAML file; without --weights, evaluates the initial weights")
     parser.add_argument("--checkpoint", help="with --run: best, last, best_ema, or a path; default: best")
     parser.add_argument("--weights", type=Path, metavar="PATH", help="with --config: a checkpoint, ours or published")
-    parser.add_argument("--format", help="of --weights, for instance irra; default: recognised")
-    parser.add_argument("--on", nargs="+", metavar="DATASET", help="data sets to test on; default: the config's")
+    parser.add_argument("--format", help="format of --weights, for instance irra; default: recognised")
+    parser.add_argument("--on", nargs="+", metavar="DATASET", help="data sets to evaluate on; default: the config's")
     parser.add_argument("--split", default="test", choices=["val", "test"], help="default: test")
     parser.add_argument("--i2t", action="store_true", help="also rank captions for each image")
     parser.add_argument("--dump", type=Path, metavar="FILE", help="write one JSON line per caption: its rank, AP, INP")
@@ -44,20 +44,20 @@ def main() -> None:
 
 
 def evaluate(arguments: argparse.Namespace) -> dict[str, dict[str, float]]:
-    """The metrics of the chosen weights, data sets and split, printed as a table; row -> metric -> percent."""
+    """Evaluate the chosen weights and print the table; returns row -> metric -> percent."""
     config, task, source = load_task(arguments)
     names = arguments.on or [config.data.dataset]
     if arguments.dump and len(names) > 1:
-        raise ConfigError("--dump: takes one data set; name one with --on")
-    val_ids = config.val_ids if arguments.split == "val" else 0
+        raise ConfigError(f"--dump: takes one data set, got {len(names)}; name one with --on")
+    val_ids = config.carved_val_ids if arguments.split == "val" else 0
     chosen = {name: load_annotations(name, config.data.root, val_ids=val_ids) for name in names}
     for annotations in chosen.values():
         if not annotations.split(arguments.split):
             raise DataError(f"{annotations.folder}: has no {arguments.split} split")
-    home = chosen.get(config.data.dataset)
-    if home is None and config.data.tokenizer is None:  # it lies in the folder of the data set that was trained on
-        home = load_annotations(config.data.dataset, config.data.root)
-    folder, encoder = home.folder if home else Path(), task.encoder
+    trained_on = chosen.get(config.data.dataset)
+    if trained_on is None and config.data.tokenizer is None:  # the tokenizer lies in that data set's folder
+        trained_on = load_annotations(config.data.dataset, config.data.root)
+    folder, encoder = trained_on.folder if trained_on else Path(), task.encoder
     tokenizer = data_tokenizer(config.data, folder, most=encoder.vocab_size, kinds=encoder.tokenizers)
 
     task.to(default_device())
@@ -71,28 +71,28 @@ def evaluate(arguments: argparse.Namespace) -> dict[str, dict[str, float]]:
 
 
 def load_task(arguments: argparse.Namespace) -> tuple[Config, RetrievalTask, str]:
-    """The config, the encoder with its weights in it, and a line that says which weights these are."""
+    """The config, the task with its weights, and a description of the weights."""
     if arguments.run:
         if arguments.weights or arguments.format:
-            raise ConfigError("--weights, --format: belong to --config; with --run, --checkpoint names a checkpoint")
+            raise ConfigError("--weights, --format: need --config; name a checkpoint of --run with --checkpoint")
         config = run_config(arguments.run, arguments.set)
         name = arguments.checkpoint or "best"
         weights, format = arguments.run / f"{name}.pt" if name in ("best", "last", "best_ema") else Path(name), "own"
     else:
         if arguments.checkpoint:
-            raise ConfigError("--checkpoint: belongs to --run; with --config, --weights names a checkpoint")
+            raise ConfigError("--checkpoint: needs --run; name a checkpoint for --config with --weights")
         config, weights, format = load_config(arguments.config, arguments.set), arguments.weights, arguments.format
         if format and not weights:
-            raise ConfigError("--format: is the format of --weights, which is not given")
-    task = build_task(config, None, pretrained=weights is None)
-    report = load_weights(task, weights, format=format) if weights else load_init(task, config.init)
-    for note in task.encoder.notes:
+            raise ConfigError("--format: needs --weights")
+    task = build_task(config, weights=weights is None)
+    source = task.weights_from or f"{config.name} before training"
+    if weights is not None:
+        report = load_weights(task, weights, format=format)
+        source = report.origin
+        task.notes += [] if arguments.run else [report.table()]
+    for note in task.notes:
         LOGGER.info("%s", note)
-    if report is None:
-        return config, task, f"{config.name} before training"
-    if not arguments.run:
-        LOGGER.info("%s", report.table())
-    return config, task, report.source if report.epoch is None else f"{report.source}, epoch {report.epoch}"
+    return config, task, source
 
 
 def rank(
@@ -102,35 +102,34 @@ def rank(
     annotations: Annotations,
     tokenizer: TextTokenizer,
 ) -> dict[str, Ranking]:
-    """Embed the chosen split of one data set and rank it; direction -> ranking. Writes the dump where one is asked."""
-    records, device = annotations.split(arguments.split), default_device()
+    """Encode and rank the chosen split of one data set; returns direction -> ranking. Writes the dump if asked."""
+    device = default_device()
     loaders = build_eval_loaders(
-        config.data, records, tokenizer, batch_size=config.eval.batch_size, pin_memory=device.type != "cpu"
+        config.data,
+        annotations.split(arguments.split),
+        tokenizer,
+        batch_size=config.eval.batch_size,
+        pin_memory=device.type != "cpu",
     )
     embeddings = embed(task.encoder, loaders, device, config.train.precision)
     rankings = {"t2i": embeddings.rank_images()}
-    if rankings["t2i"].num_unmatched:
-        LOGGER.warning("%d captions show nobody of the gallery; left out", rankings["t2i"].num_unmatched)
+    warn_of_unmatched(rankings["t2i"], arguments.split)
     if task.encoder.embeddings:
-        parts = embeddings.parts(task.encoder.embeddings)
-        rankings |= {f"t2i {name} only": part.rank_images() for name, part in parts.items()}
+        split = embeddings.split(task.encoder.embeddings)
+        rankings |= {f"t2i {name} only": alone.rank_images() for name, alone in split.items()}
     if arguments.i2t:
         rankings["i2t"] = embeddings.rank_captions()
     if arguments.dump:
-        skipped = set(loaders.images.unreadable())
-        gallery = [record for record in records if record.image_path not in skipped]
-        write_dump(arguments.dump, dump_lines(records, gallery, rankings["t2i"], embeddings))
+        write_dump(arguments.dump, dump_lines(embeddings, rankings["t2i"]))
     return rankings
 
 
-def dump_lines(
-    records: list[Record], gallery: list[Record], ranking: Ranking, embeddings: Embeddings, top: int = 10
-) -> Iterator[dict[str, Any]]:
-    """One record per caption, in annotation order: its rank (of the first match), AP, INP and the first images."""
-    captions = [(record, caption) for record in records for caption in record.captions]
-    for number, (record, caption) in enumerate(captions):
+def dump_lines(embeddings: Embeddings, ranking: Ranking, top: int = 10) -> Iterator[dict[str, Any]]:
+    """One record per caption, in annotation order: rank of the first match, AP, INP and the first images."""
+    for number, (record, caption, _) in enumerate(embeddings.pairs):
         scores = embeddings.gallery @ embeddings.query[number]
         best = scores.sort(descending=True, stable=True).indices[:top].tolist()
+        images = [(embeddings.records[place], float(scores[place])) for place in best]
         yield {
             "caption": caption,
             "pid": record.pid,
@@ -138,7 +137,7 @@ def dump_lines(
             "rank": int(ranking.first_rank[number]),
             "AP": float(ranking.average_precision[number]),
             "INP": float(ranking.inverse_negative_penalty[number]),
-            "top": [{"image": gallery[i].image_path, "pid": gallery[i].pid, "score": float(scores[i])} for i in best],
+            "top": [{"image": image.image_path, "pid": image.pid, "score": score} for image, score in images],
         }
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from configs.schema import Config, load_config
 from datasets.annotations import ADAPTERS, Annotations, load_annotations
@@ -14,12 +15,13 @@ from datasets.loaders import EvalLoaders, TrainLoader, build_eval_loaders, build
 from datasets.noise import Index
 from datasets.text.levels import check_levels
 from datasets.transforms import build_transform
-from model.build import build_task, build_teacher, needs_teacher, resolve
+from model.build import build_task, needs_teacher
 from model.checkpoints.formats import FORMATS
-from model.load import LoadReport, load_init
 from model.task import RetrievalTask
 from model.teacher import CachedTeacher
-from processor.resume import check_changes, go_on, last_state, run_config
+from processor.help import config_help
+from processor.resolve import resolve
+from processor.resume import check_changes, last_state, restore, run_config
 from processor.teacher_cache import fill_cache
 from processor.trainer import Trainer
 from solver.optimizer import build_optimizer
@@ -29,31 +31,39 @@ from utils.errors import ConfigError, DataError
 from utils.exit import exit_on_user_error
 from utils.logger import LOGGER, start_logging
 from utils.seed import seed_everything, seed_process
+from utils.version import VERSION
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Train a text-to-image person retrieval method from a YAML config.")
-    what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--config", help="YAML file, for instance configs/irra.yaml")
-    what.add_argument("--resume", type=Path, metavar="RUN", help="go on with the run in this folder")
+    action = parser.add_mutually_exclusive_group(required=True)
+    action.add_argument("--config", help="YAML file, for instance configs/irra.yaml")
+    action.add_argument("--resume", type=Path, metavar="RUN", help="resume the run in this folder")
+    action.add_argument(
+        "--help-config", nargs="?", const="", metavar="KEY", help="describe the config's options and stop"
+    )
     parser.add_argument(
         "--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="override the config"
     )
-    parser.add_argument(  # torchrun takes --run for its own
+    parser.add_argument(  # torchrun takes --run for itself
         *("--run", "--run-folder"),
         type=Path,
-        help="run folder to make; default: <train.output>/<data set>/<time>_<name>",
+        help="run folder to create; default: <train.output>/<data set>/<time>_<name>",
     )
-    parser.add_argument("--print-config", action="store_true", help="check everything, print the full config and stop")
-    parser.add_argument("--force", action="store_true", help="with --resume: change what makes it another experiment")
+    parser.add_argument("--print-config", action="store_true", help="check the config, print all options and stop")
+    parser.add_argument(
+        "--force", action="store_true", help="with --resume: allow changes that make another experiment"
+    )
     arguments = parser.parse_args()
     with exit_on_user_error():
-        if arguments.resume:
+        if arguments.help_config is not None:
+            print(config_help(arguments.help_config))
+        elif arguments.resume:
             if arguments.run or arguments.print_config:
-                raise ConfigError("--run, --print-config: belong to --config; --resume goes on in the run's own folder")
+                raise ConfigError("--resume: continues in the run's folder; drop --run and --print-config")
             resume(arguments.resume, arguments.set, force=arguments.force)
         elif arguments.force:
-            raise ConfigError("--force: belongs to --resume")
+            raise ConfigError("--force: needs --resume")
         else:
             config = resolve(load_config(arguments.config, arguments.set))
             if arguments.print_config:
@@ -65,88 +75,74 @@ def main() -> None:
 
 
 def check(config: Config) -> None:
-    """Raise `ConfigError` for what can be known to be wrong without data, weights or a GPU."""
+    """Raise `ConfigError` for every mistake that shows without data, weights or a GPU."""
     ADAPTERS.get(config.data.dataset, "data.dataset")
     build_transform(config.data, train=True)
     check_levels(config.data.text_levels)
     if config.init.format is not None:
         FORMATS.get(config.init.format, "init.format")
     needs_teacher(config)
-    build_optimizer(config.solver, build_task(config, num_pids=2, pretrained=False).named_parameters())
+    task = build_task(config, num_pids=2, weights=False, teacher=False)
+    build_optimizer(config.solver, task.named_parameters())
 
 
 def resume(run: Path, overrides: list[str], *, force: bool = False) -> Path:
-    """Go on with an interrupted run as if it had not been; returns its folder."""
+    """Resume an interrupted run; returns its folder."""
     before, config = (resolve(run_config(run, layers)) for layers in ([], overrides))
     check_changes(run, before, config, force=force)
     return train(config, run, checkpoint=last_state(run))
 
 
 def train(config: Config, run: Path | None = None, *, checkpoint: Mapping[str, Any] | None = None) -> Path:
-    """Everything in order, from annotations to the final table; returns the run folder.
+    """Train from annotations to the final table; returns the run folder.
 
     Args:
-        run: the folder to make; None: named by data set, time and config.
-        checkpoint: the content of the `last.pt` in `run`, which is there already, to go on from.
+        config: resolved config.
+        run: folder to create; None names it by data set, time and config.
+        checkpoint: content of `last.pt` in the existing folder `run`, to resume from.
     """
-    distils = needs_teacher(config)
+    distils = needs_teacher(config)  # before anything takes time
     seed_everything(config.train.seed)
     device = start_processes()
-    with first_alone():  # the synthetic data set is rendered on first use
-        annotations = load_annotations(config.data.dataset, config.data.root, val_ids=config.val_ids)
+    with first_alone():  # the first use renders the synthetic data set
+        annotations = load_annotations(config.data.dataset, config.data.root, val_ids=config.carved_val_ids)
     if config.eval.select_on == "val" and not annotations.val:
         raise DataError(
-            f"{annotations.folder}: has no val split to select on; data.val_ids=200 makes one of 200 identities of "
-            "train, eval.select_on=test is the papers' way"
+            f"{annotations.folder}: has no val split to select on; set data.val_ids=200 to hold out 200 training "
+            "identities, or eval.select_on=test as the papers do"
         )
-    task, loaded = prepare_task(config, len(annotations.train_labels), distils=distils, fresh=checkpoint is None)
+    task = build_task(config, len(annotations.train_labels), weights=checkpoint is None, teacher=distils)
     task.to(device)
-    loader, evaluation = prepare_loaders(config, annotations, task, pin_memory=device.type != "cpu")
+    loader, evaluation = build_loaders(config, annotations, task, device)
     optimizer = build_optimizer(config.solver, task.named_parameters())
     if config.train.compile:
         task.encoder.compile_towers()
     if isinstance(task.teacher, CachedTeacher):
         fill_cache(task.teacher, loader.pairs, config, device)
 
-    if rank() == 0:
-        run = make_run_folder(config, run) if checkpoint is None or run is None else run
-        start_logging(run / "train.log")
-    else:
-        run = run or Path()
-        LOGGER.disabled = True  # the first process speaks for all
+    run = start_run(config, run, fresh=checkpoint is None)
     size = sum(parameter.numel() for parameter in task.parameters()) / 1e6
-    LOGGER.info("%s on %s, %.2f M parameters, run folder %s", config.name, describe_device(device), size, run)
+    LOGGER.info("version %s, %s on %s", VERSION, config.name, describe_device(device))
+    LOGGER.info("%.2f M parameters, run folder %s", size, run)
     LOGGER.info("%s\n%s", config.data.dataset, annotations.table())
-    for note in (*annotations.notes(), *task.encoder.notes, *([loaded.table()] if loaded else [])):
+    for note in (*annotations.notes(), *task.notes):
         LOGGER.info("%s", note)
     if loader.pairs.noise is not None and rank() == 0:
-        record_noise(loader.pairs.noise, run)
+        save_noise(loader.pairs.noise, run)
     trainer = Trainer(task, optimizer, loader, evaluation, config, run, device)
     seed_process(config.train.seed)
     if checkpoint is not None:
-        go_on(trainer, checkpoint)
+        restore(trainer, checkpoint)
     trainer.fit()
-    LOGGER.info("the run lies in %s; evaluate it again with: python test.py --run %s", run, run)
+    LOGGER.info("run folder: %s; evaluate it with: python test.py --run %s", run, run)
     return run
 
 
-def prepare_task(
-    config: Config, num_pids: int, *, distils: bool, fresh: bool
-) -> tuple[RetrievalTask, LoadReport | None]:
-    """The task, with its teacher, and what was loaded from `init`; not `fresh`: all weights come from a checkpoint."""
-    task = build_task(config, num_pids, pretrained=fresh)
-    loaded = load_init(task, config.init) if fresh else None
-    if distils:
-        teacher = build_teacher(config)
-        task.learn_from(CachedTeacher(teacher) if config.teacher.cache else teacher)
-    return task, loaded
-
-
-def prepare_loaders(
-    config: Config, annotations: Annotations, task: RetrievalTask, *, pin_memory: bool
+def build_loaders(
+    config: Config, annotations: Annotations, task: RetrievalTask, device: torch.device
 ) -> tuple[TrainLoader, dict[str, EvalLoaders]]:
-    """Training batches with what the task asks for, and each split that there is to evaluate on."""
-    encoder = task.encoder
+    """Training batches with the fields that the task reads, and loaders of each evaluation split."""
+    encoder, pin_memory = task.encoder, device.type != "cpu"
     tokenizer = data_tokenizer(config.data, annotations.folder, most=encoder.vocab_size, kinds=encoder.tokenizers)
     train_loader = build_train_loader(
         config.data,
@@ -156,7 +152,7 @@ def prepare_loaders(
         full_text=task.full_text,
         seed=config.train.seed,
         pin_memory=pin_memory,
-        parts=config.train.accumulate,
+        micro_batches=config.train.accumulate,
     )
     evaluation = {
         split: build_eval_loaders(
@@ -168,24 +164,34 @@ def prepare_loaders(
     return train_loader, evaluation
 
 
-def record_noise(noise: Index, run: Path) -> None:
-    """Keep whose caption each training image has, `noise.npy` in the run folder."""
+def save_noise(noise: Index, run: Path) -> None:
+    """Save the source pair of every training caption as `noise.npy` in the run folder."""
     np.save(run / "noise.npy", noise)
     moved = int((noise != np.arange(len(noise))).sum())
-    LOGGER.info("%d of %d training captions are another pair's, noise.npy says whose", moved, len(noise))
+    LOGGER.info("noise replaced %d of %d training captions, see noise.npy", moved, len(noise))
 
 
-def make_run_folder(config: Config, run: Path | None) -> Path:
-    """Make the folder of a new run and put the config in it; raises `ConfigError` if there is one already."""
+def start_run(config: Config, run: Path | None, *, fresh: bool) -> Path:
+    """Create the run folder if it is a fresh run, and start the log. Only the first process does either."""
+    if rank():
+        LOGGER.disabled = True
+        return run or Path()
+    run = create_run_folder(config, run) if fresh or run is None else run
+    start_logging(run / "train.log")
+    return run
+
+
+def create_run_folder(config: Config, run: Path | None) -> Path:
+    """Create the folder of a new run with its config; raises `ConfigError` if the folder exists."""
     if run is None:
         run = Path(config.train.output) / config.data.dataset / f"{time.strftime('%Y%m%d_%H%M%S')}_{config.name}"
     try:
         run.mkdir(parents=True)
         (run / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
     except FileExistsError:
-        raise ConfigError(f"{run}: this run folder is there already; name another with --run") from None
+        raise ConfigError(f"{run}: run folder exists already; name another with --run") from None
     except OSError as error:
-        raise ConfigError(f"{run}: cannot make this run folder ({error})") from None
+        raise ConfigError(f"{run}: cannot create the run folder ({error}); name another with --run") from None
     return run
 
 

@@ -1,4 +1,4 @@
-"""Time of a student's training step (forward and backward) beside the baseline's, with and without a cached teacher."""
+"""Time of a student's training step (forward and backward) relative to the baseline, with and without a cache."""
 
 import torch
 
@@ -14,18 +14,18 @@ WAYS = ("baseline", "cached teacher", "teacher in every step")
 
 
 def build(way: str, config: Config, teacher_config: Config | None = None) -> RetrievalTask:
-    """A student with random weights; the baseline is the student without what distils."""
+    """A student with random weights; the baseline is the student without distillation losses."""
     losses = {name: options for name, options in config.losses.items() if way != WAYS[0] or "distill" not in name}
-    task = build_task(Config(data=config.data, model=config.model, losses=losses), 10, pretrained=False)
-    if way != WAYS[0]:
-        teacher_config = teacher_config or load_config(config.teacher.config or "configs/lcr2s_teacher.yaml")
-        teacher = Teacher(build_task(teacher_config, None, pretrained=False).encoder)
-        if way == WAYS[1]:
-            cached = CachedTeacher(teacher)
-            cached.fill(*(torch.randn(NUM_PAIRS, task.encoder.embed_dim) for _ in range(2)))
-            task.learn_from(cached)
-        else:
-            task.learn_from(teacher)
+    task = build_task(Config(data=config.data, model=config.model, losses=losses), 10, weights=False, teacher=False)
+    if way == WAYS[0]:
+        return task.to(default_device())
+    teacher_config = teacher_config or load_config(config.teacher.config or "configs/lcr2s_teacher.yaml")
+    teacher: Teacher | CachedTeacher = Teacher(build_task(teacher_config, weights=False).encoder)
+    if way == WAYS[1]:
+        assert isinstance(teacher, Teacher)
+        teacher = CachedTeacher(teacher)
+        teacher.fill(*(torch.randn(NUM_PAIRS, task.encoder.embed_dim) for _ in range(2)))
+    task = RetrievalTask(task.encoder, dict(task.named_objectives()), teacher)
     return task.to(default_device())
 
 

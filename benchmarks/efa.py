@@ -1,4 +1,4 @@
-"""Time and peak memory of EFA's forward and backward beside the plain way (all token similarities at once)."""
+"""Time and peak memory of EFA's forward and backward, in blocks and with all token similarities at once."""
 
 import argparse
 from collections.abc import Callable
@@ -14,7 +14,7 @@ Matches = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
 
 def dense_matches(tokens: Tensor, joint: Tensor, valid: Tensor | None = None) -> Tensor:
-    """`best_matches` as one writes it down: the whole (B, B, K, L), and autograd."""
+    """Plain `best_matches`: all (B, B, K, L) similarities at once, and autograd."""
     scores = torch.einsum("ikd,jld->ijkl", tokens, joint)
     if valid is not None:
         scores = scores.masked_fill(~valid[:, None], -torch.inf)
@@ -22,7 +22,7 @@ def dense_matches(tokens: Tensor, joint: Tensor, valid: Tensor | None = None) ->
 
 
 def measure(matches: Matches, pairs: int, length: int, patches: int, dim: int) -> tuple[float, float, float]:
-    """Seconds and peak MB of a training step's EFA on random tokens, the better of two runs, and its value."""
+    """Seconds (the better of two runs), peak MB and value of EFA on random tokens, forward and backward."""
     torch.manual_seed(0)
     text = torch.randn(pairs, length, dim, requires_grad=True)
     image = torch.randn(pairs, patches, dim, requires_grad=True)

@@ -1,4 +1,4 @@
-"""Peak memory and time of a training step (forward and backward): whole, in parts, and with checkpointing."""
+"""Peak memory and time of a training step (forward and backward), in micro-batches and with checkpointing."""
 
 import argparse
 from collections.abc import Sequence
@@ -8,33 +8,38 @@ import torch
 from benchmarks.common.profiling import in_fresh_process, measured
 from benchmarks.common.random_batch import random_batch
 from configs.schema import Config, load_config
-from model.build import build_task, resolve
+from model.build import build_task
 from processor.gradient_cache import backward
-from utils.batch import Batch
+from processor.resolve import resolve
+from utils.batch import Batch, MicroBatch
 from utils.distributed import default_device, describe_device, peak_memory
+from utils.sharding import split_batch
 
 CHECKPOINTING = ("model.image.checkpointing=true", "model.text.checkpointing=true")
 
 
-def split(batch: Batch, parts: int) -> list[Batch]:
-    """As the data loader gives a batch in parts."""
-    if parts == 1:
-        return [batch]
-    fields = zip(*(value.chunk(parts) for value in batch.values()), strict=True)
-    pieces = [dict(zip(batch, values, strict=True)) for values in fields]
-    return [piece | {"shards": torch.tensor([len(piece["index"])])} for piece in pieces]
+def split(batch: Batch, micro_batches: int) -> list[MicroBatch]:
+    """Split a batch in the same way as the data loader."""
+    shards = split_batch(len(batch["index"]), micro_batches)
+    fields = zip(*(value.chunk(micro_batches) for value in batch.values()), strict=True)
+    return [
+        MicroBatch(dict(zip(batch, values, strict=True)), shard) for values, shard in zip(fields, shards, strict=True)
+    ]
 
 
 def step(config: Config, size: int) -> tuple[float, float, float]:
-    """Seconds, peak MB (on a CPU: above what the model holds), and the loss."""
+    """Seconds, peak MB (on a CPU: in addition to the model), and the loss of one step."""
     torch.manual_seed(0)
     device = default_device()
-    task = build_task(config, 10, pretrained=False).to(device).train()
+    task = build_task(config, 10, weights=False, teacher=False).to(device).train()
     batch = random_batch(config, size, task.encoder.vocab_size)
-    parts = split({name: batch[name] for name in ("images", "caption_ids", "pids", "index")}, config.train.accumulate)
+    fields = {name: batch[name] for name in ("images", "caption_ids", "pids", "index")}
+    micro_batches = split(fields, config.train.accumulate)
 
     def run() -> float:
-        total, _ = backward(task, parts, device=device, precision=config.train.precision, scale=lambda loss: loss)
+        total, _ = backward(
+            task, micro_batches, device=device, precision=config.train.precision, scale=lambda loss: loss
+        )
         return float(total)
 
     if device.type == "cpu":
@@ -44,9 +49,10 @@ def step(config: Config, size: int) -> tuple[float, float, float]:
     return seconds, 1024 * peak_memory(device), loss
 
 
-def table(config_path: str, overrides: Sequence[str], size: int, parts: Sequence[int]) -> str:
-    """A line for each way, with ratios to the whole batch."""
-    ways = [(f"in {count} parts" if count > 1 else "whole", [f"train.accumulate={count}"]) for count in parts]
+def table(config_path: str, overrides: Sequence[str], size: int, counts: Sequence[int]) -> str:
+    """Markdown table with one line per number of micro-batches, and ratios to the first."""
+    names = {count: "whole batch" if count == 1 else f"{count} micro-batches" for count in counts}
+    ways = [(name, [f"train.accumulate={count}"]) for count, name in names.items()]
     ways += [(f"{name}, checkpointing", [*more, *CHECKPOINTING]) for name, more in (ways[0], ways[-1])]
     lines, first = ["| step | seconds | ratio | peak MB | ratio | loss |", "|---|---:|---:|---:|---:|---:|"], None
     for name, more in ways:
@@ -63,10 +69,10 @@ def main() -> None:
     parser.add_argument("--config", default="configs/baseline.yaml", help="default: configs/baseline.yaml")
     parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="override it")
     parser.add_argument("--batch", type=int, default=32, help="pairs in a step; default: 32")
-    parser.add_argument("--parts", type=int, nargs="+", default=[1, 2, 4, 8], help="default: 1 2 4 8")
+    parser.add_argument("--micro-batches", type=int, nargs="+", default=[1, 2, 4, 8], help="default: 1 2 4 8")
     arguments = parser.parse_args()
     print(f"{describe_device(default_device())}, {arguments.config}, {arguments.batch} pairs")
-    print(table(arguments.config, arguments.set, arguments.batch, arguments.parts))
+    print(table(arguments.config, arguments.set, arguments.batch, arguments.micro_batches))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Time and peak memory of the streamed ranking beside the plain way (whole similarity, whole argsort); Linux, CPU."""
+"""Time and peak memory of the streamed ranking and of a full argsort; Linux, CPU."""
 
 import argparse
 import math
@@ -13,7 +13,7 @@ from utils.metrics import streamed_metrics
 
 
 def plain_metrics(query: Tensor, gallery: Tensor, query_pids: Tensor, gallery_pids: Tensor) -> dict[str, float]:
-    """The textbook computation: sort everything, gather the matches, cumulate."""
+    """Textbook metrics from a full argsort of the similarities."""
     order = (query @ gallery.T).argsort(dim=1, descending=True, stable=True)
     relevant = gallery_pids[order] == query_pids[:, None]
     places = torch.arange(1, len(gallery) + 1)
@@ -25,7 +25,7 @@ def plain_metrics(query: Tensor, gallery: Tensor, query_pids: Tensor, gallery_pi
 
 
 def measure(metrics: Callable[..., dict[str, float]], size: int, dim: int) -> tuple[float, float, dict[str, float]]:
-    """Seconds, peak MB above the embeddings, and the metrics of `size` random pairs, 20 a pid; for a fresh process."""
+    """Seconds, peak MB besides the embeddings, and metrics of random pairs with 20 items per pid."""
     torch.manual_seed(0)
     embeddings = torch.randn(2, size, dim)
     embeddings /= embeddings.norm(dim=2, keepdim=True)
@@ -40,7 +40,7 @@ if __name__ == "__main__":
     parser.add_argument("--dim", type=int, default=512)
     args = parser.parse_args()
     half_free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
-    both = min(args.size, math.isqrt(half_free // 32))  # where the plain way, 32 bytes a pair, fits
+    both = min(args.size, math.isqrt(half_free // 32))  # size at which the argsort fits, with 32 bytes per pair
     taken = {}
     for metrics, size in [(streamed_metrics, args.size), (streamed_metrics, both), (plain_metrics, both)]:
         seconds, peak, values = in_fresh_process(measure, metrics, size, args.dim)

@@ -1,4 +1,4 @@
-"""Time of a training step with RDE's token selection beside one without, and beside attention weights of all blocks."""
+"""Time of a training step with RDE's token selection, without it, and with attention weights of all blocks."""
 
 from benchmarks.common.step_timing import steps_program
 from configs.schema import Config
@@ -11,12 +11,12 @@ WAYS = ("clip", "token selection", "token selection, weights of all blocks")
 
 
 def build(way: str, config: Config) -> RetrievalTask:
-    """RDE with random weights, RDE without its second embedding, or RDE where every block makes its weights."""
+    """RDE with random weights, without its second embedding, or with attention weights in every block."""
     model = dict(config.model)
     if way == WAYS[0]:
         model = {name: model[name] for name in ("embed_dim", "temperature", "image", "text")} | {"name": "clip"}
     losses = {name: {**options, "consensus": None} for name, options in config.losses.items()}
-    task = build_task(Config(data=config.data, model=model, losses=losses), 10, pretrained=False)
+    task = build_task(Config(data=config.data, model=model, losses=losses), 10, weights=False, teacher=False)
     if way == WAYS[2]:
         assert isinstance(task.encoder, CLIPEncoder)
         for block in task.encoder.image.trunk.blocks:

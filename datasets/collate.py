@@ -1,4 +1,4 @@
-"""How items become a batch."""
+"""Collation of items into a batch."""
 
 from collections.abc import Collection, Sequence
 
@@ -11,11 +11,14 @@ TEXT_FIELDS = ("caption_ids", "mlm_ids", "mlm_labels")
 
 
 class Collate:
-    """Items -> Batch: one after another; text cut to the longest caption unless `full_text`; only the fields asked for.
+    """Concatenate items, keep the requested fields, and cut text to the longest caption of the batch.
 
-    Empty items (skipped images) are left out. Cutting changes no embedding (the text tower is causal, what follows the
-    end of a caption is not looked at) and saves the tower the padding. It is done here, on the CPU, where looking at
-    the ids makes no GPU wait.
+    Empty items (skipped images) are left out. Cutting changes no embedding, because CLIP's text tower is causal and
+    IVT's masks padding. It happens on the CPU, where finding the longest caption causes no device sync.
+
+    Args:
+        fields: batch fields to keep; None keeps all.
+        full_text: keep all columns of text.
     """
 
     def __init__(self, fields: Collection[str] | None = None, *, full_text: bool = False) -> None:
@@ -36,5 +39,5 @@ class Collate:
 
 
 def longest(caption_ids: Tensor) -> int:
-    """The number of columns of (B, L) ids up to the last one that is not padding in every row."""
+    """Number of columns of ids (B, L) up to the last one that is not padding in all rows."""
     return int(caption_ids.any(dim=0).nonzero().max()) + 1

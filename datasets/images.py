@@ -1,4 +1,4 @@
-"""Image files, and which of them cannot be read."""
+"""Reading of image files, with a record of the unreadable ones."""
 
 from collections.abc import Sequence
 
@@ -9,17 +9,18 @@ from utils.errors import DataError
 
 
 class Images:
-    """Reads images by number, and knows which of them could not be read, also when workers did the reading.
+    """Reads images by number and records the unreadable ones, across data loading workers.
 
     Args:
-        paths: one per number.
-        skip_bad: `read` gives None for an image that cannot be read, instead of raising.
+        paths: path of each image.
+        skip_bad: return None for an unreadable image instead of raising.
     """
 
     def __init__(self, paths: Sequence[str], *, skip_bad: bool) -> None:
         self.paths, self.skip_bad = paths, skip_bad
-        # Shared memory: workers do the reading.
-        self.bad = torch.zeros(len(paths), dtype=torch.bool).share_memory_()
+        # Shared memory: the workers write to it.
+        self.bad = torch.zeros(len(paths), dtype=torch.bool)
+        self.bad.share_memory_()
 
     def read(self, number: int) -> Image.Image | None:
         try:
@@ -31,15 +32,15 @@ class Images:
             return None
 
     def unreadable(self) -> list[str]:
-        """The paths that could not be read until now."""
+        """Paths that could not be read so far."""
         return sorted({self.paths[number] for number in self.bad.nonzero().flatten().tolist()})
 
 
 def read_image(path: str) -> Image.Image:
-    """The image as RGB.
+    """Read an image as RGB.
 
     Raises:
-        DataError: it is missing, truncated or no image; the message names the path.
+        DataError: the file is missing, truncated or no image.
     """
     try:
         with Image.open(path) as image:
@@ -47,4 +48,4 @@ def read_image(path: str) -> Image.Image:
     except FileNotFoundError:
         raise DataError(f"{path}: no such image") from None
     except Exception as error:  # PIL's decoders raise errors of many types on damaged files
-        raise DataError(f"{path}: this image cannot be read ({error})") from None
+        raise DataError(f"{path}: unreadable image ({error})") from None

@@ -1,84 +1,92 @@
-"""Config + annotations + the fields a task asks for -> data loaders."""
+"""Data loaders from config, annotations and the batch fields that a task reads."""
 
 import os
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from configs.schema import DataConfig
 from datasets.annotations import Annotations, Record
 from datasets.collate import Collate
 from datasets.images import Images
 from datasets.pairs import GalleryImages, QueryCaptions, TrainPairs
-from datasets.samplers import IdentityBatches, RandomBatches, Shards
+from datasets.samplers import IdentityBatches, LocalMicroBatches, RandomBatches
 from datasets.text.levels import check_levels
 from datasets.text.tokenizers import TextTokenizer, build_tokenizer
 from datasets.transforms import build_transform
-from utils.batch import Batch
-from utils.distributed import local_processes, own_shard, shard_sizes
+from utils.batch import Batch, MicroBatch
+from utils.distributed import local_processes
 from utils.errors import ConfigError
+from utils.sharding import local_slice, shard_sizes, split_batch
 
-OTHER_DRAWS = 2**31  # no epoch has a number as high
+SEPARATE_DRAWS = 2**31  # added to an epoch's number for draws apart from those of all epochs
 
 
 class TrainLoader:
-    """The training batches of one epoch after another; `pairs` tells what is behind a batch's `index`."""
+    """Training batches, epoch after epoch.
+
+    Args:
+        pairs: training pairs, which `index` of a batch refers to.
+        batches: sampler of the global batches.
+        batch_size: pairs in a global batch.
+        micro_batches: number of micro-batches that this process splits its shard of a batch into.
+        load: sampler of this process's micro-batches -> data loader.
+    """
 
     def __init__(
         self,
         pairs: TrainPairs,
         batches: RandomBatches | IdentityBatches,
         batch_size: int,
-        parts: int,
+        micro_batches: int,
         load: Callable[[Sampler[list[int]]], DataLoader[Batch]],
     ) -> None:
-        self.pairs, self.batches, self.batch_size, self.parts = pairs, batches, batch_size, parts
-        self.load, self.loader = load, load(Shards(batches, parts))
+        self.pairs, self.batches, self.batch_size, self.micro_batches = pairs, batches, batch_size, micro_batches
+        self.load, self.loader = load, load(LocalMicroBatches(batches, micro_batches))
 
     def __len__(self) -> int:
         return len(self.batches)
 
-    def epoch(self, number: int, start: int = 0) -> Iterator[Batch]:
-        """The batches of epoch `number`, or the parts of one after those of the other.
+    def epoch(self, number: int, start: int = 0) -> Iterator[list[MicroBatch]]:
+        """The batches of an epoch, each as a list of micro-batches.
 
-        Their order, augmentation and masking depend on the epoch and on the seed alone.
+        Order, augmentation and masking depend on the seed and the epoch alone.
 
         Args:
-            start: batches to leave out, which were trained on before the run was interrupted.
+            number: epoch, from 1.
+            start: batches to leave out, which an interrupted run has trained on.
         """
         self.batches.set_epoch(number, start)
         self.pairs.set_epoch(number)
-        return _in_parts(self.loader, self.batches, start, self.parts)
+        return self._sharded(self.loader, self.batches, start, self.micro_batches)
 
-    def every_pair(self, number: int) -> Iterator[Batch]:
-        """Each pair once in random batches, whatever the sampler; all draws are others than those of epoch `number`."""
+    def every_pair(self, number: int) -> Iterator[MicroBatch]:
+        """Each pair once in random batches, whatever the sampler, drawn apart from the batches of epoch `number`."""
         batches = RandomBatches(len(self.pairs), self.batch_size, self.pairs.seed)
-        batches.set_epoch(OTHER_DRAWS + number)
-        self.pairs.set_epoch(OTHER_DRAWS + number)
-        return _in_parts(self.load(Shards(batches, 1)), batches, 0, 1)
+        batches.set_epoch(SEPARATE_DRAWS + number)
+        self.pairs.set_epoch(SEPARATE_DRAWS + number)
+        for (micro_batch,) in self._sharded(self.load(LocalMicroBatches(batches, 1)), batches, 0, 1):
+            yield micro_batch
 
-
-def _in_parts(
-    loader: DataLoader[Batch], batches: RandomBatches | IdentityBatches, start: int, parts: int
-) -> Iterator[Batch]:
-    """What the loader gives; where that is not a whole batch, with the sizes of what each process has."""
-    loaded = iter(loader)
-    for number in range(start, len(batches)):
-        sizes = torch.tensor(shard_sizes(batches.size(number), parts)).view(-1, parts)
-        for size in sizes.T:
-            part = next(loaded)
-            yield part if sizes.numel() == 1 else part | {"shards": size}
+    def _sharded(
+        self, loader: DataLoader[Batch], batches: RandomBatches | IdentityBatches, start: int, micro_batches: int
+    ) -> Iterator[list[MicroBatch]]:
+        loaded = iter(loader)
+        for number in range(start, len(batches)):
+            shards = split_batch(batches.size(number), micro_batches, self.pairs.rows_per_pair)
+            yield [MicroBatch(next(loaded), shard) for shard in shards]
 
 
 class EvalLoaders(NamedTuple):
-    """One split as gallery (images) and query (captions) batches; `images` knows which could not be read."""
+    """Gallery (images) and query (captions) batches of this process's shard of a split."""
 
     gallery: DataLoader[Batch]
     query: DataLoader[Batch]
-    images: Images
+    images: Images  # readers of the gallery, which know the unreadable ones
+    records: Sequence[Record]  # the split, on all processes
 
 
 def build_train_loader(
@@ -90,22 +98,28 @@ def build_train_loader(
     full_text: bool,
     seed: int,
     pin_memory: bool,
-    parts: int = 1,
+    micro_batches: int = 1,
 ) -> TrainLoader:
     """Training batches that hold exactly `fields`.
 
     Args:
-        fields: of utils/batch.py, what the task asks for.
-        full_text: keep all `text_length` columns instead of the longest caption's.
-        seed: of order, augmentation and masking.
+        config: data settings.
+        annotations: the data set.
+        tokenizer: captions -> ids.
+        fields: batch fields that the task reads, from utils/batch.py.
+        full_text: keep all `text_length` columns instead of cutting to the longest caption.
+        seed: random seed of order, augmentation and masking.
         pin_memory: page-locked batches, for asynchronous copies to a GPU.
-        parts: that each batch is loaded in.
+        micro_batches: number of micro-batches per process and batch.
+
+    Raises:
+        ConfigError: settings contradict each other or the data set.
     """
     check_levels(config.text_levels)
     if config.word_source == "attributes" and not any(record.attributes for record in annotations.train):
         raise ConfigError(
-            f"data.word_source: attributes, but no annotation of {annotations.folder} has any; IVT's "
-            "cuhk_pedes_att.json has, in place of reid_raw.json"
+            f"data.word_source: needs annotations with attributes, but {annotations.folder} has none; use IVT's "
+            "cuhk_pedes_att.json in place of reid_raw.json, or set data.word_source=clause"
         )
     transform = build_transform(config, train=True)
     pairs = TrainPairs(annotations.train, annotations.train_labels, transform, tokenizer, fields, seed, config)
@@ -120,66 +134,81 @@ def build_train_loader(
             collate_fn=Collate(fields, full_text=full_text),
             pin_memory=pin_memory,
             persistent_workers=workers > 0,
-            generator=torch.Generator(),  # else it would draw from the model's
+            generator=torch.Generator(),  # otherwise the loader draws from the model's generator
         )
 
-    return TrainLoader(pairs, batches, config.batch_size, parts, load)
+    return TrainLoader(pairs, batches, config.batch_size, micro_batches, load)
 
 
 def build_batches(config: DataConfig, pids: list[int], seed: int) -> RandomBatches | IdentityBatches:
-    """Which pairs make up each batch: the sampler that the config names."""
+    """The sampler of global batches that the config names."""
     if config.sampler == "identity":
         return IdentityBatches(pids, config.batch_size, config.num_instances, seed)
     return RandomBatches(len(pids), config.batch_size, seed)
 
 
 def build_eval_loaders(
-    config: DataConfig, records: list[Record], tokenizer: TextTokenizer, *, batch_size: int, pin_memory: bool
+    config: DataConfig, records: Sequence[Record], tokenizer: TextTokenizer, *, batch_size: int, pin_memory: bool
 ) -> EvalLoaders:
-    """Gallery and query batches of this process's part of a split, in annotation order."""
-    records = records[own_shard(shard_sizes(len(records)))]
+    """Gallery and query batches of this process's shard of a split, in annotation order."""
+    local = records[local_slice(shard_sizes(len(records)))]
     skip = config.on_bad_image == "skip"
-    gallery = GalleryImages(records, build_transform(config, train=False), skip_bad_images=skip)
-    query = QueryCaptions(records, tokenizer)
-    # Without a generator of its own, a loader would draw from the model's.
-    options: dict[str, Any] = {"collate_fn": Collate(), "pin_memory": pin_memory, "generator": torch.Generator()}
+    gallery = GalleryImages(local, build_transform(config, train=False), skip_bad_images=skip)
     return EvalLoaders(
-        DataLoader(gallery, batch_size, num_workers=num_workers(config), **options),
-        DataLoader(query, batch_size, **options),
+        eval_loader(gallery, batch_size, pin_memory=pin_memory, workers=num_workers(config)),
+        eval_loader(QueryCaptions(local, tokenizer), batch_size, pin_memory=pin_memory),
         gallery.images,
+        records,
+    )
+
+
+def eval_loader(
+    dataset: Dataset[Batch], batch_size: int, *, pin_memory: bool = False, workers: int = 0
+) -> DataLoader[Batch]:
+    """Batches of a data set in order, which draw no random numbers."""
+    return DataLoader(
+        dataset,
+        batch_size,
+        num_workers=workers,
+        collate_fn=Collate(),
+        pin_memory=pin_memory,
+        generator=torch.Generator(),  # otherwise the loader draws from the model's generator
     )
 
 
 def data_tokenizer(config: DataConfig, folder: Path, *, most: int, kinds: Collection[str] = ("clip",)) -> TextTokenizer:
-    """The tokenizer that the config names, or the one in the folder of the data set that is trained on.
+    """The tokenizer that the config names, or the one in the folder of the training data set.
 
     Args:
-        most: tokens that the encoder knows.
-        kinds: of tokenizer that it can be given.
+        config: data settings.
+        folder: folder of the data set.
+        most: vocabulary size of the encoder.
+        kinds: kinds of tokenizers that the encoder supports.
 
     Raises:
-        ConfigError: there is none, it is of another kind, or it has more tokens than that.
+        ConfigError: there is no tokenizer, it is of another kind, or its vocabulary is larger than the encoder's.
     """
     tokenizer = build_tokenizer(config.tokenizer or str(folder / "tokenizer"), config.text_length)
     if tokenizer.kind not in kinds:
         raise ConfigError(
-            f"data.tokenizer: {config.tokenizer} is a {tokenizer.kind} tokenizer, "
-            f"this encoder reads {' or '.join(kinds)}"
+            f"data.tokenizer: this encoder needs a {' or '.join(kinds)} tokenizer, "
+            f"got {config.tokenizer}, which is {tokenizer.kind}"
         )
     if tokenizer.vocab_size > most:
         raise ConfigError(
-            f"data.tokenizer: has {tokenizer.vocab_size} tokens, but the text tower has {most} (model.text)"
+            f"data.tokenizer: the text tower has {most} tokens (model.text), got a tokenizer with "
+            f"{tokenizer.vocab_size}; use the tokenizer of the model"
         )
     return tokenizer
 
 
 def num_workers(config: DataConfig) -> int:
-    """Data loading processes of this one; raises `ConfigError` for more than there are cores."""
+    """Number of data loading workers of this process; raises `ConfigError` for more than there are cores."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if config.workers is None:
         return max(1, min(cores // local_processes(), 8))
     if config.workers > cores:
         raise ConfigError(
-            f"data.workers: {config.workers}, but this machine has {cores} cores; use null for one a core"
+            f"data.workers: this machine has {cores} cores, got {config.workers}; use null for one a core"
         )
     return config.workers

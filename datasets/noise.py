@@ -1,4 +1,4 @@
-"""Noisy correspondence: the field's benchmark permutes the captions of some training pairs (Qin et al., CVPR 2024)."""
+"""Noisy correspondence: captions of some training pairs are permuted (docs/methods/rde.md#noisy-correspondence)."""
 
 import numpy as np
 import numpy.typing as npt
@@ -10,12 +10,18 @@ Index = npt.NDArray[np.int64]
 
 
 def noise_permutation(n: int, rate: float, seed: int = 1) -> Index:
-    """Which pair's caption each of n pairs has, int64 (n,) (RDE datasets/build.py, inject_noisy_correspondence).
+    """Source pair of the caption of each pair, int64 (n,).
 
-    int(rate * n) pairs are chosen and their captions shuffled among them; a few may get their own back. The chosen
-    pairs of a rate contain those of every smaller one. With seed 1 these are the published index files, bit for bit.
+    int(rate * n) pairs are chosen and their captions are shuffled among them; a few may keep theirs. The pairs chosen
+    at a rate include those of all lower rates. With seed 1 the result equals the published index files
+    (QinYang79/RDE@867bd37:2024-CVPR-RDE/datasets/bases.py:inject_noisy_correspondence).
+
+    Args:
+        n: number of pairs.
+        rate: fraction of the pairs that are chosen.
+        seed: random seed.
     """
-    rng = np.random.RandomState(seed)  # the legacy stream: the files were made with it
+    rng = np.random.RandomState(seed)  # the legacy generator, which made the published files
     index, order = np.arange(n), np.arange(n)
     rng.shuffle(order)
     chosen = order[: int(rate * n)]
@@ -26,10 +32,14 @@ def noise_permutation(n: int, rate: float, seed: int = 1) -> Index:
 
 
 def noise_index(config: DataConfig, n: int) -> Index | None:
-    """The permutation that a config asks for, None where it asks for none.
+    """The permutation that a config asks for; None without noise.
+
+    Args:
+        config: data settings.
+        n: number of pairs.
 
     Raises:
-        ConfigError: the file is no permutation of n pairs, or moves another part of them than `noise_rate`.
+        ConfigError: the file does not hold a permutation of n pairs, or does not match `noise_rate`.
     """
     if config.noise_rate == 0:
         return None
@@ -42,19 +52,20 @@ def _read_index(path: str, n: int, rate: float) -> Index:
     try:
         index = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
-        raise ConfigError(f"data.noise_file: {path} cannot be read as a .npy file ({error})") from None
+        raise ConfigError(f"data.noise_file: must be a .npy file, got {path} ({error})") from None
     if not isinstance(index, np.ndarray) or index.ndim != 1 or index.dtype.kind not in "iu":
-        raise ConfigError(f"data.noise_file: {path} must hold one row of whole numbers, a permutation of the pairs")
+        raise ConfigError(f"data.noise_file: must hold a 1-D array of integers, got another content in {path}")
     if len(index) != n:
         raise ConfigError(
-            f"data.noise_file: {path} is of {len(index)} pairs, but {n} are trained on "
-            "(a val split that is carved from train takes pairs away: eval.select_on=test keeps all of them)"
+            f"data.noise_file: must permute {n} training pairs, got {len(index)} in {path}; a held-out val split "
+            "removes training pairs, eval.select_on=test keeps all of them"
         )
     if not np.array_equal(np.sort(index), np.arange(n)):
-        raise ConfigError(f"data.noise_file: {path} is no permutation of 0..{n - 1}")
+        raise ConfigError(f"data.noise_file: must be a permutation of 0..{n - 1}, got {path}")
     moved = int((index != np.arange(n)).sum())
-    if abs(moved - rate * n) > max(10, n // 100):  # a few of the chosen may have got their own caption back
+    if abs(moved - rate * n) > max(10, n // 100):  # a few of the chosen pairs may keep their caption
         raise ConfigError(
-            f"data.noise_file: {path} moves {moved} of {n} captions, which is not data.noise_rate, {rate}"
+            f"data.noise_file: {path} permutes {moved} of {n} captions, got data.noise_rate={rate}; set it to "
+            f"{moved / n:.2f}"
         )
     return index.astype(np.int64)

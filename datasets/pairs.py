@@ -21,13 +21,17 @@ from datasets.transforms import ImageTransform
 from utils.batch import Batch
 from utils.errors import ConfigError, DataError
 
+SUBSTITUTES = 20  # pairs tried in place of one whose image cannot be read
+# Streams of random numbers of a pair in an epoch, besides the main one.
+SUBSTITUTE_STREAM, SUPPORT_IMAGE_STREAM, SUPPORT_CAPTION_STREAM = 1, 2, 3
+
 
 class Pair(NamedTuple):
-    """What is trained on: an image with its identity, and a caption, which noise may have taken from another one."""
+    """An image with its identity, and one caption. In noisy training data the caption may belong to another image."""
 
     record: Record
     caption: str
-    attributes: Mapping[str, str]  # those of the caption, where the data set has any
+    attributes: Mapping[str, str]  # phrases of the caption, if the data set has them
 
 
 def pairs_of(records: Sequence[Record]) -> list[Pair]:
@@ -42,23 +46,22 @@ def pairs_of(records: Sequence[Record]) -> list[Pair]:
 class TrainPairs(Dataset[Batch]):
     """Every (image, caption) pair of the training records, in annotation order.
 
-    What is random about a pair (augmentation, masking) is drawn from (seed, epoch, index) alone, so that it is the
-    same whichever worker loads it. That also holds for the pair that takes the place of one with a skipped image.
+    Augmentation and masking of a pair are drawn from (seed, epoch, index) alone, so they do not depend on the worker
+    that loads it. A pair whose image cannot be read is replaced by another one, drawn in the same way.
 
     Args:
         records: training records.
-        labels: pid -> label 0..C-1.
+        labels: raw pid -> label 0..C-1.
         transform: PIL image -> float tensor (3, H, W); may draw from torch's global generator.
         tokenizer: captions -> ids.
-        fields: the batch fields to make, of utils/batch.py.
-        seed: of the random draws.
-        config: its views, texts, noise, support sets, and what to do about images that cannot be read. Where there are
-            fewer text levels than views, or the other way round, the fewer ones come again.
+        fields: batch fields to make, from utils/batch.py.
+        seed: random seed.
+        config: views, texts, noise, support sets and treatment of unreadable images. If there are fewer text levels
+            than views, they repeat, and vice versa.
 
     Raises:
-        ConfigError: fields, config and tokenizer do not go together; when it is made.
-        DataError: an image cannot be read (with `on_bad_image: skip`, neither can those drawn in its place); when an
-            item is loaded.
+        ConfigError: on construction, fields, config and tokenizer contradict each other.
+        DataError: on access, an image cannot be read, or (`on_bad_image: skip`) no substitute can be read either.
     """
 
     def __init__(
@@ -71,16 +74,17 @@ class TrainPairs(Dataset[Batch]):
         seed: int,
         config: DataConfig,
     ) -> None:
-        if "mlm_ids" in fields and not isinstance(tokenizer, ClipTokenizer):
-            raise ConfigError("losses.mlm: masks captions of CLIP's tokenizer, data.tokenizer is of another kind")
-        if config.text_aug and not isinstance(tokenizer, ClipTokenizer):
-            raise ConfigError("data.text_aug: changes captions of CLIP's tokenizer, data.tokenizer is of another kind")
+        for key, used in (("losses.mlm", "mlm_ids" in fields), ("data.text_aug", config.text_aug > 0)):
+            if used and not isinstance(tokenizer, ClipTokenizer):
+                raise ConfigError(
+                    f"{key}: needs a CLIP tokenizer, which has a mask token, got {tokenizer.kind}; set data.tokenizer"
+                )
         self.config, self.labels, self.transform, self.tokenizer = config, labels, transform, tokenizer
         self.fields, self.seed = fields, seed
-        self.size = max(config.views, len(config.text_levels))  # rows of an item
+        self.rows_per_pair = max(config.views, len(config.text_levels))
         self.pairs = pairs_of(records)
-        self.clean = [True] * len(self.pairs)  # whether the caption is the pair's own
-        self.noise = noise_index(config, len(self.pairs))  # which pair's caption each has; None: its own
+        self.clean = [True] * len(self.pairs)  # False where noise replaced the caption
+        self.noise = noise_index(config, len(self.pairs))  # source pair of each caption; None without noise
         if self.noise is not None:
             sources = [self.pairs[source] for source in self.noise]
             self.clean = [source == place for place, source in enumerate(self.noise)]
@@ -94,12 +98,15 @@ class TrainPairs(Dataset[Batch]):
         self.images = Images([pair.record.image_path for pair in self.pairs], skip_bad=config.on_bad_image == "skip")
         self.supports: Supports | None = None
         if any(name.startswith("support_") for name in fields):
-            if self.size > 1:
-                raise ConfigError("data.views, data.text_levels: support sets are for one view and one text of a pair")
+            if self.rows_per_pair > 1:
+                raise ConfigError(
+                    f"data.views: support sets need one view and one text per pair, got {self.rows_per_pair} rows; "
+                    "set data.views=1 data.text_levels=[sentence]"
+                )
             self.supports = Supports(
                 [pair.record for pair in self.pairs], cross_view=config.text_support == "cross_view"
             )
-        # Shared memory: workers that live on from the last epoch see the new number.
+        # Shared memory: persistent workers see the new epoch.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 
     def set_epoch(self, epoch: int) -> None:
@@ -113,22 +120,26 @@ class TrainPairs(Dataset[Batch]):
         index, image = self._read(index)
         pair, rng = self.pairs[index], np.random.default_rng(entropy)
         item = {
-            "index": torch.tensor([index]),
-            "pids": torch.tensor([self.labels[pair.record.pid]] * self.size),
-            "image_ids": torch.tensor([pair.record.image_id] * self.size),
-            "clean": torch.tensor([self.clean[index]] * self.size),
+            name: torch.tensor([value] * self.rows_per_pair)
+            for name, value in (
+                ("index", index),
+                ("pids", self.labels[pair.record.pid]),
+                ("image_ids", pair.record.image_id),
+                ("clean", self.clean[index]),
+            )
         }
         views = self._augmented([image] * self.config.views, entropy)
         texts = self._encoded(self._texts(pair, rng), rng)
-        item["images"], item["caption_ids"] = (_cycled(parts, self.size) for parts in (views, texts))
+        item["images"], item["caption_ids"] = (_cycled(rows, self.rows_per_pair) for rows in (views, texts))
         if "mlm_ids" in self.fields:
             masked = [random_mask(ids, self._mask_id, rng) for ids in item["caption_ids"]]
-            item["mlm_ids"], item["mlm_labels"] = (torch.stack(parts) for parts in zip(*masked, strict=True))
+            item["mlm_ids"], item["mlm_labels"] = (torch.stack(rows) for rows in zip(*masked, strict=True))
         return item if self.supports is None else item | self._support(index, self.supports)
 
     def _augmented(self, images: Sequence[Image.Image], entropy: np.random.SeedSequence) -> list[Tensor]:
         with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(int(entropy.generate_state(1, np.uint64)[0]))  # not the GPUs', too
+            # The default generator only: torch.manual_seed would seed those of the GPUs as well.
+            torch.default_generator.manual_seed(int(entropy.generate_state(1, np.uint64)[0]))
             return [self.transform(image) for image in images]
 
     def _encoded(self, texts: Sequence[str], rng: np.random.Generator) -> list[Tensor]:
@@ -148,8 +159,8 @@ class TrainPairs(Dataset[Batch]):
         return [text_of_level(pair.caption, level, rng, attributes) for level in self.config.text_levels]
 
     def _support(self, index: int, supports: Supports) -> Batch:
-        """Other images and captions of the identity: which pairs have them, and those that are real, each augmented."""
-        entropy = self._entropy(index, 2)
+        """Fields of the support sets: the pairs drawn, the occupied slots, augmented images and captions."""
+        entropy = self._entropy(index, SUPPORT_IMAGE_STREAM)
         pairs, mask = supports.images(index, self.config.support_images, np.random.default_rng(entropy))
         item: Batch = {"support_image_pairs": torch.from_numpy(pairs)[None]}
         if "support_images" in self.fields:
@@ -159,7 +170,7 @@ class TrainPairs(Dataset[Batch]):
             item["support_images"] = torch.stack(views) if views else torch.empty(0, 3, *self.config.image_size)
         item["support_image_mask"] = torch.from_numpy(mask)[None]
 
-        rng = np.random.default_rng(self._entropy(index, 3))
+        rng = np.random.default_rng(self._entropy(index, SUPPORT_CAPTION_STREAM))
         pairs, mask = supports.captions(index, self.config.support_captions, rng)
         item["support_caption_pairs"] = torch.from_numpy(pairs)[None]
         item["support_caption_mask"] = torch.from_numpy(mask)[None]
@@ -170,54 +181,52 @@ class TrainPairs(Dataset[Batch]):
         return item
 
     def _entropy(self, index: int, *stream: int) -> np.random.SeedSequence:
-        """What is random about a pair in this epoch; the pair itself has no stream, its stand-in has 1."""
+        """Seed of a pair's random draws in this epoch."""
         return np.random.SeedSequence([self.seed, int(self._epoch), index, *stream])
 
     def _read(self, index: int) -> tuple[int, Image.Image]:
-        """The image of a pair, or of one that stands in for it; and which pair that is."""
+        """Read the image of a pair or of its substitute; returns that pair's index and the image."""
         if (image := self.images.read(index)) is not None:
             return index, image
-        stand_ins = np.random.default_rng(self._entropy(index, 1)).integers(len(self), size=20).tolist()
-        for stand_in in stand_ins:
-            if (image := self.images.read(stand_in)) is not None:
-                return stand_in, image
+        rng = np.random.default_rng(self._entropy(index, SUBSTITUTE_STREAM))
+        for substitute in rng.integers(len(self), size=SUBSTITUTES).tolist():
+            if (image := self.images.read(substitute)) is not None:
+                return substitute, image
         raise DataError(
-            f"{self.images.paths[index]}: cannot be read, and neither can {len(stand_ins)} others drawn in its place"
+            f"{self.images.paths[index]}: unreadable image, and the {SUBSTITUTES} substitutes drawn are unreadable; "
+            "list them with python -m tools.check_dataset"
         )
 
 
 class GalleryImages(Dataset[Batch]):
-    """The images of a split, in annotation order, with their raw pids; an empty item where one is skipped."""
+    """The images of a split, in annotation order; an empty item for a skipped one."""
 
     def __init__(self, records: Sequence[Record], transform: ImageTransform, *, skip_bad_images: bool = False) -> None:
-        self.records, self.transform = records, transform
+        self.transform = transform
         self.images = Images([record.image_path for record in records], skip_bad=skip_bad_images)
 
     def __len__(self) -> int:
-        return len(self.records)
+        return len(self.images.paths)
 
     def __getitem__(self, index: int) -> Batch:
         image = self.images.read(index)
-        if image is None:
-            return {}
-        return {"images": self.transform(image)[None], "pids": torch.tensor([self.records[index].pid])}
+        return {} if image is None else {"images": self.transform(image)[None]}
 
 
 class QueryCaptions(Dataset[Batch]):
-    """The captions of a split, in annotation order, with their images' raw pids."""
+    """The captions of a split, in annotation order."""
 
     def __init__(self, records: Sequence[Record], tokenizer: TextTokenizer) -> None:
-        self.captions = [(record.pid, caption) for record in records for caption in record.captions]
+        self.captions = [pair.caption for pair in pairs_of(records)]
         self.tokenizer = tokenizer
 
     def __len__(self) -> int:
         return len(self.captions)
 
     def __getitem__(self, index: int) -> Batch:
-        pid, caption = self.captions[index]
-        return {"caption_ids": self.tokenizer.encode(caption)[None], "pids": torch.tensor([pid])}
+        return {"caption_ids": self.tokenizer.encode(self.captions[index])[None]}
 
 
-def _cycled(parts: Sequence[Tensor], size: int) -> Tensor:
-    """`size` of the parts, beginning again where there are fewer, stacked."""
-    return torch.stack([parts[number % len(parts)] for number in range(size)])
+def _cycled(rows: Sequence[Tensor], size: int) -> Tensor:
+    """Stack `size` rows, repeating them from the start where there are fewer."""
+    return torch.stack([rows[number % len(rows)] for number in range(size)])

@@ -1,4 +1,4 @@
-"""Which pairs make up each training batch: seeded by epoch, the same whatever the number of processes."""
+"""Composition of the training batches: seeded by epoch, independent of the number of processes."""
 
 from collections.abc import Iterator, Sequence
 
@@ -6,8 +6,9 @@ import numpy as np
 import torch
 from torch.utils.data import Sampler
 
-from utils.distributed import rank, shard_sizes
+from utils.distributed import rank
 from utils.errors import ConfigError
+from utils.sharding import shard_sizes
 
 
 class RandomBatches(Sampler[list[int]]):
@@ -16,7 +17,7 @@ class RandomBatches(Sampler[list[int]]):
     Args:
         num_pairs: pairs in the training set.
         batch_size: pairs in a batch.
-        seed: with the epoch's number, decides the order.
+        seed: random seed; with the epoch, it decides the order.
     """
 
     def __init__(self, num_pairs: int, batch_size: int, seed: int) -> None:
@@ -24,36 +25,35 @@ class RandomBatches(Sampler[list[int]]):
         self.set_epoch(0)
 
     def set_epoch(self, epoch: int, start: int = 0) -> None:
-        """The batches of `epoch` from now on, without the first `start`."""
+        """Select the batches of `epoch`, without the first `start`."""
         self.epoch, self.start = epoch, start
 
     def __len__(self) -> int:
         return -(-self.num_pairs // self.batch_size)
 
     def size(self, number: int) -> int:
-        """Pairs in the batch of this number, which counts from 0."""
+        """Number of pairs in a batch; batches count from 0."""
         return min(self.batch_size, self.num_pairs - number * self.batch_size)
 
     def __iter__(self) -> Iterator[list[int]]:
-        # Not seed + epoch: the seeds of neighbouring runs must not share orders.
+        # Not seed + epoch: runs with neighbouring seeds must not share orders.
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
         order = torch.randperm(self.num_pairs, generator=generator)
         return iter([batch.tolist() for batch in order.split(self.batch_size)[self.start :]])
 
 
 class IdentityBatches(Sampler[list[int]]):
-    """Batches of a few identities with `num_instances` pairs each (IVT datasets/sampler.py; IVT spec 3.4).
+    """Batches of a few identities with `num_instances` pairs each (docs/methods/ivt.md#identity-batches).
 
-    Every epoch, the pairs of each identity are shuffled and cut into groups of `num_instances`; what is left over is
-    not seen in that epoch, and an identity with fewer pairs than that gives one group drawn with replacement. A batch
-    takes one group each of identities drawn from those that still have one, until there are too few of them: all
-    batches are full.
+    Every epoch, the pairs of each identity are shuffled and cut into groups of `num_instances`. Incomplete groups are
+    dropped, except that an identity with fewer pairs gives one group drawn with replacement. A batch takes one group
+    each of random identities that still have one, until too few of them are left. All batches are full.
 
     Args:
-        pids: of each pair in the training set.
+        pids: identity of each pair in the training set.
         batch_size: pairs in a batch, a multiple of num_instances.
-        num_instances: of one identity.
-        seed: with the epoch's number, decides the batches.
+        num_instances: pairs of an identity in a batch.
+        seed: random seed; with the epoch, it decides the batches.
 
     Raises:
         ConfigError: a batch needs more identities than there are.
@@ -66,21 +66,21 @@ class IdentityBatches(Sampler[list[int]]):
         self.num_pids, self.num_instances, self.seed = batch_size // num_instances, num_instances, seed
         if self.num_pids > len(self.pairs_of):
             raise ConfigError(
-                f"data.batch_size: {self.num_pids} identities with {num_instances} pairs each, "
-                f"but there are {len(self.pairs_of)} to train on"
+                f"data.batch_size: a batch of {batch_size} needs {self.num_pids} identities with {num_instances} pairs "
+                f"each, got {len(self.pairs_of)} training identities; lower data.batch_size or raise data.num_instances"
             )
         self.set_epoch(0)
 
     def set_epoch(self, epoch: int, start: int = 0) -> None:
-        """The batches of `epoch` from now on, without the first `start`."""
+        """Draw the batches of `epoch`, without the first `start`."""
         self.batches, self.start = self._draw(np.random.default_rng([self.seed, epoch])), start
 
     def __len__(self) -> int:
-        """The batches of this epoch, all of them."""
+        """Number of batches in the epoch, including those left out at its start."""
         return len(self.batches)
 
     def size(self, number: int) -> int:
-        """Pairs in the batch of this number, which counts from 0."""
+        """Number of pairs in a batch; batches count from 0."""
         return len(self.batches[number])
 
     def __iter__(self) -> Iterator[list[int]]:
@@ -101,23 +101,25 @@ class IdentityBatches(Sampler[list[int]]):
         return order[: len(order) // size * size].reshape(-1, size).tolist()
 
 
-class Shards(Sampler[list[int]]):
-    """This process's parts of each batch; where one is empty, the batch's first pair, as a stand-in.
+class LocalMicroBatches(Sampler[list[int]]):
+    """The micro-batches that this process encodes, batch by batch.
+
+    An empty one is replaced by the batch's first pair, as a dummy sample.
 
     Args:
-        batches: what is split.
-        parts: of this process, of each batch.
+        batches: sampler of the global batches.
+        micro_batches: number of micro-batches per process and batch.
     """
 
-    def __init__(self, batches: RandomBatches | IdentityBatches, parts: int) -> None:
-        self.batches, self.parts = batches, parts
+    def __init__(self, batches: RandomBatches | IdentityBatches, micro_batches: int) -> None:
+        self.batches, self.micro_batches = batches, micro_batches
 
     def __len__(self) -> int:
-        return len(self.batches) * self.parts
+        return len(self.batches) * self.micro_batches
 
     def __iter__(self) -> Iterator[list[int]]:
         for batch in self.batches:
-            sizes = shard_sizes(len(batch), self.parts)
-            for shard in range(rank() * self.parts, (rank() + 1) * self.parts):
-                first = sum(sizes[:shard])
-                yield batch[first : first + sizes[shard]] or batch[:1]
+            sizes = shard_sizes(len(batch), self.micro_batches)
+            for number in range(rank() * self.micro_batches, (rank() + 1) * self.micro_batches):
+                first = sum(sizes[:number])
+                yield batch[first : first + sizes[number]] or batch[:1]

@@ -1,122 +1,133 @@
-"""Config -> encoder, task and teacher; every option checked and spelt out."""
+"""Builders from config: encoder, teacher, and the task that is ready to train or evaluate."""
 
 import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-import yaml
-
-from configs.schema import Config
+from configs.schema import Config, parse_config
 from model.encoders import ENCODERS, Encoder
-from model.load import load_weights
-from model.objectives import OBJECTIVES, Facts, Objective
+from model.load import load_init, load_weights
+from model.objectives import OBJECTIVES, Metadata, Objective
 from model.task import RetrievalTask
-from model.teacher import Teacher
+from model.teacher import CachedTeacher, Teacher
 from utils.checkpoint import load_checkpoint
-from utils.config import constructor_options, to_plain, typed
+from utils.config import component_options, constructor_options, to_plain
 from utils.errors import CheckpointError, ConfigError
 from utils.registry import did_you_mean
 
 
-def resolve(config: Config) -> Config:
-    """The config with every option of its encoder and losses spelt out, all of them checked.
+def resolve_model(config: Config) -> Config:
+    """The config with every option of its encoder and losses spelt out and checked.
 
     Raises:
-        ConfigError: an unknown encoder, loss or option; no loss at all.
+        ConfigError: an unknown encoder, loss or option, or no loss at all.
     """
-    model = {"name": config.model.get("name"), **to_plain(_encoder(config)[1])}
+    model = to_plain(component_options(ENCODERS, config.model, "model"))
     losses = {name: to_plain(options) for name, (_, options) in _objectives(config).items()}
     return dataclasses.replace(config, model=model, losses=losses)
 
 
-def build_encoder(config: Config, *, pretrained: bool = True) -> Encoder:
-    """The encoder of a config.
+def build_task(
+    config: Config, num_pids: int | None = None, *, weights: bool = True, teacher: bool = True
+) -> RetrievalTask:
+    """A task with its weights and its teacher, on the CPU. `task.notes` tells what was loaded.
 
     Args:
-        pretrained: False leaves out what `pretrained` options ask for, because a checkpoint is loaded over it, as it
-            is where the config has an `init.path`.
+        config: the experiment.
+        num_pids: number of training identities; None builds the encoder without losses, for evaluation.
+        weights: load the towers' pretrained weights, or `init.path` in their place. False leaves random weights, for a
+            checkpoint to be loaded over them.
+        teacher: load the teacher that distillation losses need.
+
+    Raises:
+        ConfigError: as `resolve_model`; options contradict each other; a loss needs a teacher, and none is named.
+        CheckpointError: `init.path` or the teacher cannot be read, or does not fit.
     """
-    encoder, options = _encoder(config)
+    encoder = build_encoder(config, pretrained=weights)
+    objectives = {} if num_pids is None else build_objectives(config, encoder, num_pids)
+    if objectives and encoder.why_not_accumulate and config.train.accumulate > 1:
+        raise ConfigError(
+            f"train.accumulate: must be 1, got {config.train.accumulate}, because {encoder.why_not_accumulate}, "
+            "or set train.accumulate=1"
+        )
+    frozen: Teacher | CachedTeacher | None = None
+    if objectives and teacher and needs_teacher(config):
+        frozen = build_teacher(config)
+        frozen = CachedTeacher(frozen) if config.teacher.cache else frozen
+    task = RetrievalTask(encoder, objectives, frozen)
+    task.notes = list(encoder.notes)
+    if weights and config.init.path is not None:
+        report = load_init(task, config.init)
+        task.weights_from = report.origin
+        task.notes.append(report.table())
+    return task
+
+
+def build_encoder(config: Config, *, pretrained: bool = True) -> Encoder:
+    """The encoder of a config, with the pretrained weights of its towers unless `init.path` replaces them."""
+    options = component_options(ENCODERS, config.model, "model")
+    encoder: Callable[..., Encoder] = ENCODERS.get(options.pop("name"), "model.name")
     pretrained = pretrained and config.init.path is None
     return encoder(config.data.image_size, config.data.text_length, pretrained, **options)
 
 
-def build_task(config: Config, num_pids: int | None, *, pretrained: bool = True) -> RetrievalTask:
-    """The task of a config; raises `ConfigError` like `resolve`.
-
-    Args:
-        num_pids: training identities; None: the encoder alone, for evaluation.
-        pretrained: as in `build_encoder`.
-    """
-    encoder = build_encoder(config, pretrained=pretrained)
-    if num_pids is None:
-        return RetrievalTask(encoder, {})
-    facts = Facts(
+def build_objectives(config: Config, encoder: Encoder, num_pids: int) -> dict[str, Objective]:
+    """Name -> objective of a config, for an encoder and a number of training identities."""
+    metadata = Metadata(
         num_pids, encoder.embed_dim, encoder.vocab_size, noise_rate=config.data.noise_rate, dataset=config.data.dataset
     )
-    if encoder.batch_statistics and config.train.accumulate > 1:
-        raise ConfigError("train.accumulate: a part of a batch has not the batch statistics of all; model.bn=frozen")
-    objectives = {name: objective(facts, **options) for name, (objective, options) in _objectives(config).items()}
-    return RetrievalTask(encoder, objectives)
+    return {name: objective(metadata, **options) for name, (objective, options) in _objectives(config).items()}
 
 
 def needs_teacher(config: Config) -> bool:
-    """Whether some loss distils, and the encoder does not teach itself.
+    """True if a loss distils from a trained teacher.
 
     Raises:
-        ConfigError: that is so, and no teacher is named; the message says how to make one.
+        ConfigError: no teacher is named; the message has the command that trains one.
     """
-    if ENCODERS.get(config.model["name"], "model.name").teaches or not any(
+    if ENCODERS.get(config.model["name"], "model.name").teaches_itself or not any(
         OBJECTIVES.get(name, f"losses.{name}").needs_teacher for name in config.losses
     ):
         return False
     if config.teacher.checkpoint is None:
-        make = config.teacher.config or "configs/lcr2s_teacher.yaml"
+        train_it = config.teacher.config or "configs/lcr2s_teacher.yaml"
         raise ConfigError(
-            "teacher.checkpoint: this config distils from a trained teacher, and none is named; to make one:\n"
-            f"  python train.py --config {make} --run runs/teacher\n"
-            "then give this command also: --set teacher.checkpoint=runs/teacher/last.pt"
+            "teacher.checkpoint: the losses distil from a trained teacher, got none; train one with\n"
+            f"  python train.py --config {train_it} --run runs/teacher\n"
+            "and add to this command: --set teacher.checkpoint=runs/teacher/last.pt"
         )
     return True
 
 
 def build_teacher(config: Config) -> Teacher:
-    """The teacher of a config, built as its own checkpoint says.
+    """The teacher of a config, built from the config inside its own checkpoint.
 
     Raises:
         ConfigError: it was trained on other images or with another tokenizer.
-        CheckpointError: it is no checkpoint of train.py, or damaged.
+        CheckpointError: it is damaged, or no checkpoint of train.py.
     """
     path = str(config.teacher.checkpoint)
     text = load_checkpoint(path).get("config")
     if not isinstance(text, str):
-        raise CheckpointError(f"{path}: is no checkpoint of train.py, so it does not say how its encoder is built")
+        raise CheckpointError(f"{path}: has no config inside, so its encoder is unknown; use a checkpoint of train.py")
     try:
-        own = typed(Config, yaml.safe_load(text))
-    except (yaml.YAMLError, AttributeError, TypeError, ValueError, ConfigError) as error:
-        raise CheckpointError(f"{path}: the config in it is not one of this version ({error})") from None
+        trained = parse_config(text)
+    except ConfigError as error:
+        raise CheckpointError(f"{path}: the config inside does not fit this version ({error})") from None
     for name in ("image_size", "image_mean", "image_std", "tokenizer", "text_length"):
-        theirs, ours = getattr(own.data, name), getattr(config.data, name)
+        theirs, ours = getattr(trained.data, name), getattr(config.data, name)
         if theirs != ours:
-            raise ConfigError(f"data.{name}: {ours}, but the teacher ({path}) was trained with {theirs}")
-    task = build_task(own, None, pretrained=False)
+            raise ConfigError(f"data.{name}: the teacher ({path}) was trained with {theirs}, got {ours}; use the same")
+    task = build_task(trained, weights=False)
     load_weights(task, path, format="own")
     return Teacher(task.encoder)
 
 
-def _encoder(config: Config) -> tuple[Callable[..., Encoder], dict[str, Any]]:
-    if not isinstance(config.model.get("name"), str):
-        raise ConfigError(f"model.name: which encoder? {did_you_mean('', ENCODERS)}")
-    encoder = ENCODERS.get(config.model["name"], "model.name")
-    options = {key: value for key, value in config.model.items() if key != "name"}
-    return encoder, constructor_options(encoder, options, "model")
-
-
 def _objectives(config: Config) -> dict[str, tuple[Callable[..., Objective], dict[str, Any]]]:
     if not config.losses:
-        raise ConfigError(f"losses: there is none to train with; {did_you_mean('', OBJECTIVES)}")
-    found: dict[str, tuple[Callable[..., Objective], dict[str, Any]]] = {}
+        raise ConfigError(f"losses: needs at least one loss to train with; {did_you_mean('', OBJECTIVES)}")
+    chosen: dict[str, tuple[Callable[..., Objective], dict[str, Any]]] = {}
     for name, options in config.losses.items():
         objective = OBJECTIVES.get(name, f"losses.{name}")
-        found[name] = (objective, constructor_options(objective, options, f"losses.{name}"))
-    return found
+        chosen[name] = (objective, constructor_options(objective, options, f"losses.{name}"))
+    return chosen

@@ -1,4 +1,4 @@
-"""Weights from elsewhere: read, recognised, renamed, and put in place entirely or not at all, with a report."""
+"""Loading of weights into a task, entirely or not at all, with a report."""
 
 import re
 from collections import Counter
@@ -11,56 +11,61 @@ from torch import Tensor
 from configs.schema import InitConfig
 from model.checkpoints.files import read_weights, state_dict_of
 from model.checkpoints.formats import FORMATS, recognise
+from model.encoders import ENCODERS
 from model.task import RetrievalTask
 from utils.errors import CheckpointError, ConfigError
 from utils.logger import format_table
 
-EXTRA = ("encoder.selection.", "encoder.fusion.")  # behind the towers, which are whole without them
-CLASSIFIER = "objectives.id.classifier."  # its size is that of the data set it was trained on
+CLASSIFIER = "objectives.id.classifier."  # has one row per training identity
 
 
 @dataclass
 class LoadReport:
-    """What became of a file's tensors, by our names; `unexpected` ones keep the file's where they have none of ours."""
+    """Names of the tensors that were loaded or not, in our naming. `unexpected` keeps foreign names without a match."""
 
     source: str
     format: str
-    epoch: int | None = None  # of the checkpoint, where it says so
+    epoch: int | None = None  # of the checkpoint, if it says so
     loaded: list[str] = field(default_factory=list)
-    resized: list[str] = field(default_factory=list)  # among the loaded: position grids of another image size
-    missing: list[str] = field(default_factory=list)  # ours that the file does not have: they start fresh
-    skipped: list[str] = field(default_factory=list)  # asked to start fresh, although the file has them
-    dropped: list[str] = field(default_factory=list)  # a classifier for another number of identities: starts fresh
-    unexpected: list[str] = field(default_factory=list)  # the file's that this model does not have
+    resized: list[str] = field(default_factory=list)  # subset of loaded: position grids of another image size
+    missing: list[str] = field(default_factory=list)  # in the model, not in the file: initialised afresh
+    skipped: list[str] = field(default_factory=list)  # excluded by init.skip: initialised afresh
+    dropped: list[str] = field(default_factory=list)  # classifier of other identities: initialised afresh
+    unexpected: list[str] = field(default_factory=list)  # in the file, not in the model
+
+    @property
+    def origin(self) -> str:
+        """Source of the weights, with the epoch if it is known."""
+        return self.source if self.epoch is None else f"{self.source}, epoch {self.epoch}"
 
     def table(self) -> str:
-        """Counts by part of the model; what was changed or left out is named."""
+        """Counts per module; resized and excluded tensors are named."""
         rows = [
-            ("loaded", self.loaded, _parts(self.loaded)),
+            ("loaded", self.loaded, _per_module(self.loaded)),
             ("resized", self.resized, ", ".join(self.resized)),
-            ("missing, start fresh", self.missing, _parts(self.missing)),
-            ("skipped, start fresh", self.skipped, ", ".join(self.skipped)),
-            ("of another size, start fresh", self.dropped, ", ".join(self.dropped)),
-            ("unexpected, not used", self.unexpected, _parts(self.unexpected)),
+            ("missing, initialised afresh", self.missing, _per_module(self.missing)),
+            ("skipped, initialised afresh", self.skipped, ", ".join(self.skipped)),
+            ("other size, initialised afresh", self.dropped, ", ".join(self.dropped)),
+            ("unexpected, not used", self.unexpected, _per_module(self.unexpected)),
         ]
-        table = format_table(["tensors", "number", "which"], [(what, len(names), which) for what, names, which in rows])
-        return f"weights of {self.source}, format {self.format}\n{table}"
+        table = format_table(["tensors", "number", "names"], [(what, len(names), which) for what, names, which in rows])
+        return f"weights from {self.source}, format {self.format}\n{table}"
 
 
 def load_weights(
     task: RetrievalTask, path: str | Path, *, format: str | None = None, skip: Sequence[str] = ()
 ) -> LoadReport:
-    """Load a checkpoint of any known format into `task`: heads may be missing, the encoder's weights may not.
+    """Load a checkpoint of any known format. Loss heads may be missing, weights of the encoder may not.
 
     Args:
-        task: a RetrievalTask; one without objectives takes the encoder alone.
-        path: what `read_weights` reads.
-        format: null: recognised by the tensors' names.
-        skip: regular expressions; tensors whose name here has a match are left as they are.
+        task: the task to load into; without objectives, it takes the encoder's weights alone.
+        path: file or folder, as in `read_weights`.
+        format: name of the checkpoint format; None recognises it by the names of the tensors.
+        skip: regular expressions; tensors whose name here matches one keep their values.
 
     Raises:
-        CheckpointError: unreadable, of no known format, or not fitting `task`, which then is as it was.
-        ConfigError: there is no such format, or nothing to skip.
+        CheckpointError: the file is unreadable, of no known format, or does not fit. The task is unchanged then.
+        ConfigError: the format does not exist, or a pattern of `skip` matches nothing.
     """
     content = read_weights(path)
     state = state_dict_of(content, path)
@@ -68,58 +73,59 @@ def load_weights(
         format = recognise(state)
         if format is None:
             raise CheckpointError(
-                f"{path}: of no format known here ({', '.join(FORMATS)}); its tensors are called "
-                f"{', '.join(list(state)[:3])}, ..."
+                f"{path}: unknown checkpoint format, got tensors named {', '.join(list(state)[:3])}, ...; "
+                f"known formats are {', '.join(FORMATS)}"
             )
     epoch = content.get("epoch")
     report = LoadReport(str(path), format, epoch if isinstance(epoch, int) else None)
     try:
         converted = FORMATS.get(format, "format")(state)
     except (RuntimeError, ValueError, IndexError) as error:
-        raise CheckpointError(f"{path}: is not of format {format}: {error}") from None
+        raise CheckpointError(f"{path}: not of format {format} ({error})") from None
     for pattern in skip:
         matched = [name for name in converted if re.search(pattern, name)]
         if not matched and not any(re.search(pattern, name) for name in report.skipped):
-            raise ConfigError(f"init.skip: '{pattern}' matches no tensor of {path}")
+            raise ConfigError(f"init.skip: must match a tensor of {path}, got '{pattern}', which matches none")
         report.skipped += matched
         converted = {name: value for name, value in converted.items() if name not in matched}
     return load_converted(task, converted, report)
 
 
-def load_init(task: RetrievalTask, init: InitConfig) -> LoadReport | None:
-    """Load the weights that a config starts from, where it names a file; errors as `load_weights`."""
-    return None if init.path is None else load_weights(task, init.path, format=init.format, skip=init.skip)
+def load_init(task: RetrievalTask, init: InitConfig) -> LoadReport:
+    """Load the checkpoint that a config starts from; errors as `load_weights`."""
+    assert init.path is not None
+    return load_weights(task, init.path, format=init.format, skip=init.skip)
 
 
 def load_converted(task: RetrievalTask, state: Mapping[str, Tensor], report: LoadReport) -> LoadReport:
-    """Copy a converted state dict into `task`, position grids resized where they must be; errors as `load_weights`."""
-    own, fitting, misfits = task.state_dict(), {}, []
+    """Copy a state dict in our naming into `task`, resizing position grids; errors as `load_weights`."""
+    current, fitting, misfits = task.state_dict(), {}, []
     for name, value in state.items():
-        if name not in own:
+        if name not in current:
             report.unexpected.append(name)
             continue
-        if value.shape != own[name].shape:
+        if value.shape != current[name].shape:
             resized = _resized(task, name, value, report.source)
             if resized is not None:
                 report.resized.append(name)
                 value = resized
-        if value.shape == own[name].shape:
+        if value.shape == current[name].shape:
             fitting[name] = value
         elif name.startswith(CLASSIFIER):
             report.dropped.append(name)
         else:
-            misfits.append((name, str(tuple(value.shape)), str(tuple(own[name].shape))))
+            misfits.append((name, str(tuple(value.shape)), str(tuple(current[name].shape))))
     report.loaded = list(fitting)
     accounted = {*fitting, *report.dropped, *report.skipped, *(name for name, *_ in misfits)}
-    report.missing = sorted(own.keys() - accounted)
-    _refuse_what_does_not_fit(report, misfits)
-    task.load_state_dict(fitting, strict=False)  # floats of any precision are cast to the module's
+    report.missing = sorted(current.keys() - accounted)
+    _refuse_misfits(report, misfits)
+    task.load_state_dict(fitting, strict=False)  # casts floats of any precision to the module's
     return report
 
 
 def _resized(task: RetrievalTask, name: str, value: Tensor, source: str) -> Tensor | None:
-    encoder, _, inner = name.partition(".")
-    if encoder != "encoder":
+    module, _, inner = name.partition(".")
+    if module != "encoder":
         return None
     try:
         return task.encoder.resize(inner, value)
@@ -127,32 +133,33 @@ def _resized(task: RetrievalTask, name: str, value: Tensor, source: str) -> Tens
         raise CheckpointError(f"{source}: {name} cannot be resized to this image size: {error}") from None
 
 
-def _refuse_what_does_not_fit(report: LoadReport, misfits: list[tuple[str, str, str]]) -> None:
+def _refuse_misfits(report: LoadReport, misfits: list[tuple[str, str, str]]) -> None:
+    optional = tuple(f"encoder.{prefix}" for encoder in ENCODERS.values() for prefix in encoder.optional_modules)
     missing, unexpected = (
-        [name for name in names if name.startswith("encoder.") and not name.startswith(EXTRA)]
+        [name for name in names if name.startswith("encoder.") and not name.startswith(optional)]
         for names in (report.missing, report.unexpected)
     )
     problems = [
-        f"{len(names)} of the encoder's tensors {what}: {', '.join(names[:3])}{', ...' if len(names) > 3 else ''}"
-        for what, names in (("are missing in it", missing), ("are in it, but not in this model", unexpected))
+        f"{len(names)} tensors of the encoder are {what}: {', '.join(names[:3])}{', ...' if len(names) > 3 else ''}"
+        for what, names in (("missing", missing), ("unexpected", unexpected))
         if names
     ]
     if misfits:
         more = f"\nand {len(misfits) - 10} more" if len(misfits) > 10 else ""
-        table = format_table(["tensor", "in the file", "here"], misfits[:10])
-        problems.append(f"{len(misfits)} tensors are of another shape\n{table}{more}")
+        table = format_table(["tensor", "in the file", "in the model"], misfits[:10])
+        problems.append(f"{len(misfits)} tensors have another shape\n{table}{more}")
     if problems:
         raise CheckpointError(
-            f"{report.source} (format {report.format}) does not fit the model of this config, nothing was loaded: "
+            f"{report.source} (format {report.format}): does not fit the model of this config, nothing was loaded; "
             + "; ".join(problems)
         )
 
 
-def _parts(names: list[str]) -> str:
-    """`encoder.image 152, encoder.text 150`."""
-    return ", ".join(f"{part} {count}" for part, count in Counter(_part(name) for name in names).items())
+def _per_module(names: list[str]) -> str:
+    """Number of tensors per module: `encoder.image 152, encoder.text 150`."""
+    return ", ".join(f"{module} {count}" for module, count in Counter(map(_module_of, names)).items())
 
 
-def _part(name: str) -> str:
+def _module_of(name: str) -> str:
     pieces = name.split(".")
     return ".".join(pieces[:2] if pieces[0] in ("encoder", "objectives") else pieces[:1])

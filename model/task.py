@@ -1,157 +1,202 @@
-"""The trainable whole: an encoder and the objectives that a YAML asks for, as one module."""
+"""RetrievalTask: an encoder and the losses that a YAML asks for, as one trainable module."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from model.encoders import Encoded, Encoder
-from model.global_batch import ABSENT, Read, Whole, own_rows
-from model.objectives import Objective, PartMean, Step, Values
+from model.objectives import MaskedMean, Metrics, Objective, Step, Tokens
 from model.teacher import CachedTeacher, Teacher
-from utils.batch import Batch
-from utils.distributed import shares
+from utils.batch import FIELDS, Batch, MicroBatch
+from utils.distributed import world_size
 from utils.errors import ConfigError
 from utils.precision import precise
+from utils.sharding import Shard, micro_batch_weights
 
 AnyTeacher: TypeAlias = Teacher | CachedTeacher
+ROW_FIELDS = ("pids", "index", "clean", "image_ids")  # batch fields with one value per row, which are gathered
+
+
+class TowerOutputs(NamedTuple):
+    """Outputs of both towers for a micro-batch of this process."""
+
+    embeddings: dict[str, Tensor]  # image.0, text.0, and further ones of the encoder: (b, D)
+    constants: dict[str, Tensor]  # embeddings of the teacher, and `ROW_FIELDS`: (b, ...)
+    tokens: Tokens
 
 
 class RetrievalTask(nn.Module):
-    """Runs the encoder once, then every objective on what it gave.
+    """Runs the encoder once, gathers its embeddings once, then evaluates every objective.
 
     Args:
-        encoder: images and captions -> embeddings.
+        encoder: encoder of images and captions.
         objectives: name -> objective, in the order of the log.
+        teacher: frozen encoder that distillation losses learn from; neither trained nor saved.
+
+    Raises:
+        ConfigError: an objective reads tokens that the encoder drops.
     """
 
-    def __init__(self, encoder: Encoder, objectives: dict[str, Objective]) -> None:
+    def __init__(self, encoder: Encoder, objectives: dict[str, Objective], teacher: AnyTeacher | None = None) -> None:
         super().__init__()
-        self._teacher: list[AnyTeacher] = []  # one or none; in a list, so that it is neither trained nor saved
         for name, objective in objectives.items():
-            if objective.reads_tokens and encoder.drops_tokens:
-                raise ConfigError(f"losses.{name}: needs all tokens; model.mask_ratio=0 keeps them")
+            if objective.reads_tokens and encoder.why_no_tokens:
+                raise ConfigError(f"losses.{name}: needs all tokens, but {encoder.why_no_tokens}")
         self.encoder = encoder
         self.objectives = nn.ModuleDict(objectives)
+        self.notes: list[str] = []  # remarks about the construction and loaded weights, for the log
+        self.weights_from: str | None = None  # checkpoint that the weights come from
+        self._teacher = [teacher]  # inside a list, so that it does not become a submodule
         asked = [objective.captions_from for objective in objectives.values() if objective.captions_from]
         self.caption_field = asked[0] if asked else "caption_ids"
         extra = frozenset().union(*(objective.text_fields for objective in objectives.values()))
         self.text_fields = [self.caption_field, *sorted(extra - {self.caption_field})]
-        inputs = frozenset().union(*(objective.inputs for objective in objectives.values()))
-        self._inputs = inputs | encoder.inputs | {"images", "pids", *self.text_fields}
         self.full_text = encoder.full_text or any(objective.full_text for objective in objectives.values())
-
-    @property
-    def inputs(self) -> frozenset[str]:
-        """The batch fields that it reads."""
-        return self._inputs if self.teacher is None else self._inputs | self.teacher.inputs
+        self._needed_by = dict.fromkeys(["images", "pids", *self.text_fields, *encoder.inputs], "model")
+        self._needed_by |= {} if teacher is None else dict.fromkeys(teacher.inputs, "teacher")
+        for name, objective in objectives.items():
+            self._needed_by |= dict.fromkeys(objective.inputs | objective.text_fields, f"losses.{name}")
 
     @property
     def teacher(self) -> AnyTeacher | None:
-        return self._teacher[0] if self._teacher else None
+        return self._teacher[0]
 
-    def learn_from(self, teacher: AnyTeacher) -> None:
-        """Let the losses that distil learn from this teacher, and from no other."""
-        self._teacher = [teacher]
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "RetrievalTask":
-        if self.teacher is not None:
-            self.teacher._apply(fn)  # it moves to another device with the rest
-        return super()._apply(fn, recurse)
-
-    def forward(self, batch: Batch) -> tuple[Tensor, Values]:
-        """The weighted sum of the losses, and what to log: each loss unweighted as `<name>_loss`, accuracies."""
-        return self.losses(self.encode(batch), shares=self.shares([batch])[0])
-
-    def losses(
-        self, step: Step, *, tokens: bool | None = None, shares: Mapping[str, Tensor] = MappingProxyType({})
-    ) -> tuple[Tensor, Values]:
-        """What `forward` returns, of a step.
-
-        Args:
-            tokens: only of the objectives that read tokens, or only of those that do not; None: of all.
-            shares: what the value of an objective that reads tokens counts for.
-        """
-        total = step.image.new_zeros(())
-        terms: Values = {}
-        for name, objective in self.named_objectives():
-            if tokens is not None and objective.reads_tokens is not tokens:
-                continue
-            device = step.image.device.type
-            precision = objective.autocast and torch.is_autocast_enabled(device)
-            trained = objective.weight != 0  # otherwise computed and logged only; a NaN there is no harm
-            with torch.autocast(device, enabled=precision), torch.set_grad_enabled(trained):
-                loss, values = objective(step)
-            if (share := shares.get(name)) is not None:
-                loss = loss * share.to(loss.dtype)
-                values = {k: v if isinstance(v, PartMean) else v * share.to(v.dtype) for k, v in values.items()}
-            if trained:
-                total = total + objective.weight * loss
-            terms[f"{name}_loss"] = loss.detach()
-            terms |= {f"{name}_{key}" if isinstance(value, PartMean) else key: value for key, value in values.items()}
-        return total, terms
-
-    def shares(self, parts: Sequence[Batch]) -> list[dict[str, Tensor]]:
-        """What the value of each objective that reads tokens counts for, for each part: scalars.
-
-        The mean over the processes of the sum over the parts is then the mean over all that the whole batch has.
-        """
-        readers = [(name, objective) for name, objective in self.named_objectives() if objective.reads_tokens]
-        if not readers or "shards" not in parts[0]:
-            return [{} for _ in parts]
-        counts = [[objective.count(part) if own_rows(part) else 0 for _, objective in readers] for part in parts]
-        weights = shares(torch.tensor(counts, device=parts[0]["pids"].device))
-        return [{name: weight for (name, _), weight in zip(readers, row, strict=True)} for row in weights]
+    @property
+    def inputs(self) -> frozenset[str]:
+        """Batch fields that the task reads."""
+        return frozenset(self._needed_by)
 
     def named_objectives(self) -> Iterator[tuple[str, Objective]]:
         """Typed view of `objectives`."""
         return ((name, module) for name, module in self.objectives.items() if isinstance(module, Objective))
 
-    def encode(self, batch: Batch) -> Step:
-        """What the objectives see of a batch; where several processes train, of all their parts of it."""
-        return self.step(self.read(batch), batch)
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "RetrievalTask":
+        if self.teacher is not None:
+            self.teacher._apply(fn)  # type: ignore[no-untyped-call]  # moves to another device with the task
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return self
 
-    def read(self, batch: Batch) -> Read:
-        """One pass of each tower; several kinds of captions go through the text tower as one batch."""
+    def forward(self, batch: Batch, shard: Shard | None = None) -> tuple[Tensor, Metrics]:
+        """The weighted sum of the losses, and metrics for the log: `<name>_loss` (unweighted), accuracies.
+
+        Args:
+            batch: the fields that `inputs` names, for the micro-batch of this process.
+            shard: how the micro-batch relates to those of other processes; None compares its rows alone.
+        """
+        weights = None if shard is None else self.token_weights([MicroBatch(batch, shard)])[0]
+        return self.losses(self.gathered_step(batch, shard), weights=weights or {})
+
+    def gathered_step(self, batch: Batch, shard: Shard | None = None) -> Step:
+        """Encode a micro-batch and gather its rows over processes; arguments as in `forward`."""
+        outputs = self.encode(batch)
+        rows = outputs.embeddings | outputs.constants
+        return self.step(rows if shard is None else shard.gather(rows), batch, outputs.tokens)
+
+    def encode(self, batch: Batch) -> TowerOutputs:
+        """Run each tower once; several kinds of captions go through the text tower as one batch.
+
+        Raises:
+            ValueError: the batch lacks a field; names the loss that needs it.
+        """
+        self._check_fields(batch)
         image = self.encoder.encode_image(batch["images"])
-        ids = torch.cat([batch[name] for name in self.text_fields])
-        text = self.encoder.encode_text(ids)
+        both = self.encoder.encode_text(torch.cat([batch[name] for name in self.text_fields]))
         size = len(batch["images"])
-        texts = dict(zip(self.text_fields, text.tokens.split(size), strict=True))
-        captions = Encoded(text.embedding[:size], text.tokens[:size], tuple(part[:size] for part in text.more))
-        if not self.encoder.teaches:  # by what belongs to each row
-            image, captions = self.encoder.enrich(image, captions, batch)
-        return Read(image, captions, texts, None if self.teacher is None else self.teacher(batch))
+        tokens = Tokens(
+            image.tokens, dict(zip(self.text_fields, both.tokens.split(size), strict=True)), self.caption_field
+        )
+        text = Encoded(both.embedding[:size], both.tokens[:size], tuple(more[:size] for more in both.more))
+        image, text = self.encoder.enrich(image, text, batch)
+        embeddings = {
+            f"{modality}.{number}": embedding
+            for modality, encoded in (("image", image), ("text", text))
+            for number, embedding in enumerate((encoded.embedding, *encoded.more))
+        }
+        constants = {name: batch[name] for name in ROW_FIELDS if name in batch}
+        if self.teacher is not None:
+            constants |= dict(zip(("teacher.image", "teacher.text"), self.teacher(batch), strict=True))
+        return TowerOutputs(embeddings, constants, tokens)
 
-    def step(self, read: Read, batch: Batch) -> Step:
-        """Put what this process has read together with what the others have."""
-        whole = Whole(batch)
-        image, captions, everyone = whole.encoded(read.image), whole.encoded(read.captions), whole.fields(batch)
-        if self.encoder.teaches:  # by the other rows of the batch
-            image, captions = self.encoder.enrich(image, captions, everyone)
-        both = zip((image.embedding, *image.more), (captions.embedding, *captions.more), strict=True)
-        embeddings = tuple((precise(a), precise(b)) for a, b in both)
+    def step(self, rows: Mapping[str, Tensor], batch: Batch | None = None, tokens: Tokens | None = None) -> Step:
+        """The step that objectives see.
+
+        Args:
+            rows: embeddings and constants of `encode`, gathered or not.
+            batch: other fields of the micro-batch.
+            tokens: tokens of the micro-batch; None where several micro-batches are gathered.
+        """
+        image, text = ([rows[name] for name in rows if name.startswith(side)] for side in ("image.", "text."))
+        fields = {name: rows[name] for name in ROW_FIELDS if name in rows}
+        pairs = [*zip(image, text, strict=True), *self.encoder.relate(image[0], text[0], fields)]
+        embeddings = tuple((precise(image), precise(text)) for image, text in pairs)
         teacher = None
-        if self.encoder.teaches:
+        if self.encoder.teaches_itself:
             teacher = (embeddings[-1][0].detach(), embeddings[-1][1].detach())
-        elif read.teacher is not None:
-            teacher = (whole.rows(read.teacher[0]), whole.rows(read.teacher[1]))
+        elif "teacher.image" in rows:
+            teacher = (rows["teacher.image"], rows["teacher.text"])
         return Step(
             embeddings=embeddings,
-            teacher=teacher,
-            pids=everyone["pids"],
+            pids=rows["pids"],
             logit_scale=self.encoder.logit_scale,
-            image_tokens=image.tokens,
-            caption_ids=batch.get(self.caption_field, ABSENT),
-            text_tokens=read.texts[self.caption_field],
-            texts=read.texts,
-            batch=everyone,
+            tokens=tokens,
+            teacher=teacher,
+            batch=(batch or {}) | fields,
         )
+
+    def losses(
+        self, step: Step, *, tokens: bool | None = None, weights: Mapping[str, Tensor] = MappingProxyType({})
+    ) -> tuple[Tensor, Metrics]:
+        """Evaluate the objectives; returns the same as `forward`.
+
+        Args:
+            step: inputs of the objectives.
+            tokens: True for objectives that read tokens only, False for the others, None for all.
+            weights: name -> weight of the micro-batch in the mean of an objective that reads tokens.
+        """
+        total = step.image.new_zeros(())
+        metrics: Metrics = {}
+        for name, objective in self.named_objectives():
+            if tokens is not None and objective.reads_tokens is not tokens:
+                continue
+            device = step.image.device.type
+            precision = objective.autocast and torch.is_autocast_enabled(device)
+            trained = objective.weight != 0  # otherwise computed and logged only, and a NaN does no harm
+            with torch.autocast(device, enabled=precision), torch.set_grad_enabled(trained):
+                loss, found = objective(step)
+            if (weight := weights.get(name)) is not None:
+                loss = loss * weight.to(loss.dtype)
+                found = {k: v if isinstance(v, MaskedMean) else v * weight.to(v.dtype) for k, v in found.items()}
+            if trained:
+                total = total + objective.weight * loss
+            metrics[f"{name}_loss"] = loss.detach()
+            metrics |= {
+                f"{name}_{key}" if isinstance(value, MaskedMean) else key: value for key, value in found.items()
+            }
+        return total, metrics
+
+    def token_weights(self, micro_batches: Sequence[MicroBatch]) -> list[dict[str, Tensor]]:
+        """Per-micro-batch weights of the token-level objectives, name -> scalar; see `micro_batch_weights`."""
+        readers = [(name, objective) for name, objective in self.named_objectives() if objective.reads_tokens]
+        if not readers or (len(micro_batches) == 1 and world_size() == 1):
+            return [{} for _ in micro_batches]
+        counts = [
+            [objective.count(fields) if shard.num_local_rows else 0 for _, objective in readers]
+            for fields, shard in micro_batches
+        ]
+        weights = micro_batch_weights(torch.tensor(counts, device=micro_batches[0].fields["pids"].device))
+        return [{name: weight for (name, _), weight in zip(readers, row, strict=True)} for row in weights]
 
     def encode_image(self, images: Tensor) -> Encoded:
         return self.encoder.encode_image(images)
 
     def encode_text(self, caption_ids: Tensor) -> Encoded:
         return self.encoder.encode_text(caption_ids)
+
+    def _check_fields(self, batch: Batch) -> None:
+        for name, key in self._needed_by.items():
+            if name not in batch:
+                what = f"'{name}' ({FIELDS[name]})" if name in FIELDS else f"'{name}'"
+                raise ValueError(f"{key}: needs the batch field {what}, got {', '.join(batch)}; request task.inputs")

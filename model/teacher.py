@@ -1,4 +1,4 @@
-"""Frozen teachers: what they say of a batch."""
+"""Frozen teachers, which give embeddings of a training batch to distil from."""
 
 import torch
 from torch import Tensor, nn
@@ -10,18 +10,16 @@ from utils.precision import precise
 
 
 class Teacher(nn.Module):
-    """An encoder that is not trained any more and always in evaluation mode.
-
-    `inputs` are the batch fields that it reads.
+    """A frozen encoder, always in evaluation mode.
 
     Args:
-        encoder: its weights get no gradient from now on.
+        encoder: trained encoder; its weights no longer get a gradient.
     """
 
     def __init__(self, encoder: Encoder) -> None:
         super().__init__()
         self.encoder = encoder.requires_grad_(False)
-        self.inputs = encoder.inputs | {"images", "caption_ids"}
+        self.inputs = encoder.inputs | {"images", "caption_ids"}  # batch fields that it reads
         self.eval()
 
     def train(self, mode: bool = True) -> "Teacher":
@@ -29,7 +27,7 @@ class Teacher(nn.Module):
 
     @torch.no_grad()
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Its embeddings of the batch's images and captions, float32 (B, D) each; enriched, where it is a fusion."""
+        """Embeddings of images and captions, float32 (B, D) each; enriched by support sets if it is a fusion."""
         image, text = self.encoder.enrich(
             self.encoder.encode_image(batch["images"]), self.encoder.encode_text(batch["caption_ids"]), batch
         )
@@ -37,12 +35,12 @@ class Teacher(nn.Module):
 
 
 class CachedTeacher(nn.Module):
-    """A teacher that sees each training image and caption once, before training; a step costs a look-up and the fusion.
+    """A teacher that encodes each training image and caption once; a step costs a look-up and the fusion.
 
-    What it says is of images as they are, not as they are augmented.
+    The tables hold embeddings of images without augmentation.
 
     Args:
-        teacher: its towers are let go of when the tables are there.
+        teacher: teacher that fills the tables; it is released afterwards.
     """
 
     images: Tensor
@@ -51,16 +49,16 @@ class CachedTeacher(nn.Module):
     def __init__(self, teacher: Teacher) -> None:
         super().__init__()
         self.source: Teacher | None = teacher
-        self.inputs = frozenset({"index"})
+        self.inputs = frozenset({"index"})  # batch fields that it reads
         self.fusion: nn.ModuleDict | None = None
         if isinstance(teacher.encoder, FusionEncoder):
             self.fusion = teacher.encoder.fusion
-            parts = ("image_pairs", "image_mask", "caption_pairs", "caption_mask")
-            self.inputs |= {f"support_{part}" for part in parts}
+            names = ("image_pairs", "image_mask", "caption_pairs", "caption_mask")
+            self.inputs |= {f"support_{name}" for name in names}
         self.eval()
 
     def fill(self, images: Tensor, captions: Tensor) -> None:
-        """(N, D) each: the teacher's embeddings of the image and the caption of every training pair."""
+        """Store the teacher's embeddings of the image and the caption of every training pair, (N, D) each."""
         self.register_buffer("images", images)
         self.register_buffer("captions", captions)
         self.source = None
@@ -70,7 +68,7 @@ class CachedTeacher(nn.Module):
 
     @torch.no_grad()
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """As `Teacher`."""
+        """Embeddings of images and captions, float32 (B, D) each."""
         image, text = self.images[batch["index"]], self.captions[batch["index"]]
         if self.fusion is not None:
             images, captions = self.images[batch["support_image_pairs"]], self.captions[batch["support_caption_pairs"]]

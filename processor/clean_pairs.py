@@ -1,79 +1,77 @@
-"""Before an epoch, the losses of all training pairs, for the objectives that choose by them which pairs count."""
-
-from collections.abc import Mapping
+"""Losses of all training pairs before an epoch, for objectives that divide the pairs into clean and noisy ones."""
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from datasets.loaders import TrainLoader
-from model.objectives import PairObjective
+from model.objectives import Objective, PairObjective
 from model.task import RetrievalTask
-from utils.batch import to_device
 from utils.logger import LOGGER, progress
 from utils.precision import autocast
 
 
-def divide_pairs(
+class PairLosses:
+    """The `EpochContext` of an epoch: computes the losses of all training pairs when the first objective asks.
+
+    Args:
+        task: the task that is trained.
+        train: training batches.
+        epoch: number of the coming epoch.
+        seed: seed of the run.
+        device: device of the task.
+        precision: autocast precision.
+    """
+
+    def __init__(
+        self, task: RetrievalTask, train: TrainLoader, epoch: int, *, seed: int, device: torch.device, precision: str
+    ) -> None:
+        self.task, self.train, self.epoch, self.seed = task, train, epoch, seed
+        self.device, self.precision = device, precision
+        self.clean = np.array(train.pairs.clean)
+        self._losses: dict[Objective, Tensor] = {}  # (K, N) each
+        self._seen: Tensor | None = None  # bool (N,)
+
+    def rng(self) -> np.random.Generator:
+        return np.random.default_rng([self.seed, self.epoch])
+
+    def pair_losses(self, objective: Objective) -> tuple[Tensor, Tensor]:
+        if self._seen is None:
+            self._compute()
+        assert self._seen is not None
+        return self._losses[objective], self._seen
+
+    @torch.no_grad()
+    def _compute(self) -> None:
+        """One pass in evaluation mode over augmented, shuffled batches, drawn apart from those of the epoch."""
+        self.task.eval()
+        objectives = [module for _, module in self.task.named_objectives() if isinstance(module, PairObjective)]
+        num_pairs = len(self.train.pairs)
+        seen = torch.zeros(num_pairs, dtype=torch.bool, device=self.device)
+        for micro_batch in progress(self.train.every_pair(self.epoch), f"losses of all pairs, epoch {self.epoch}"):
+            fields, shard = micro_batch.to(self.device)
+            with autocast(self.device, self.precision):
+                step = self.task.gathered_step(fields, shard)
+            index = shard.per_pair(step.batch["index"])[:, 0]  # gathered, so that all processes divide alike
+            seen[index] = True
+            for objective in objectives:
+                losses = objective.pair_losses(step)
+                table = self._losses.setdefault(objective, losses.new_zeros(len(losses), num_pairs))
+                table[:, index] = shard.per_pair(losses).mean(dim=2)
+        self._seen = seen
+
+
+def before_epoch(
     task: RetrievalTask, train: TrainLoader, epoch: int, *, seed: int, device: torch.device, precision: str
 ) -> dict[str, float]:
-    """Let each objective with `consensus` choose the pairs that count in this epoch; returns the part that does.
-
-    The part is also given of clean and of noisy pairs, where it is known which is which. Coins are thrown by seed and
-    epoch alone. A pair whose image is skipped is not trained on, so it is not asked for either.
-
-    Raises:
-        TrainingError: a loss is not finite.
-    """
-    dividing = {name: objective for name, objective in pair_objectives(task).items() if objective.fit is not None}
-    if not dividing:
-        return {}
-    losses, known = pair_losses(task, dividing, train, epoch, device=device, precision=precision)
-    clean = torch.tensor(train.pairs.clean)
-    values: dict[str, float] = {}
-    for name, objective in dividing.items():
-        objective.divide(losses[name], known, np.random.default_rng([seed, epoch]))
-        assert objective.counted is not None
-        counted = objective.counted.cpu().double()
-        values[f"{name}_counted"] = float(counted.mean())
-        if not clean.all():
-            values[f"{name}_counted_clean"] = float(counted[clean].mean())
-            values[f"{name}_counted_noisy"] = float(counted[~clean].mean())
-    LOGGER.info("Epoch[%d] pairs that count: %s", epoch, ", ".join(f"{k}: {v:.4f}" for k, v in values.items()))
-    return values
-
-
-def pair_objectives(task: RetrievalTask) -> dict[str, PairObjective]:
-    """The losses of a task that have a value for each pair."""
-    return {name: module for name, module in task.named_objectives() if isinstance(module, PairObjective)}
-
-
-@torch.no_grad()
-def pair_losses(
-    task: RetrievalTask,
-    objectives: Mapping[str, PairObjective],
-    train: TrainLoader,
-    epoch: int,
-    *,
-    device: torch.device,
-    precision: str,
-) -> tuple[dict[str, Tensor], Tensor]:
-    """Each objective's losses (K, N) of the N training pairs, and which pairs they are known of, bool (N,).
-
-    One pass in evaluation mode over augmented, shuffled batches, which are others than those the epoch trains on.
-    """
-    task.eval()
-    num_pairs = len(train.pairs)
-    losses: dict[str, Tensor] = {}
-    known = torch.zeros(num_pairs, dtype=torch.bool, device=device)
-    for batch in progress(train.every_pair(epoch), f"dividing pairs, epoch {epoch}"):
-        batch = to_device(batch, device)
-        with autocast(device, precision):
-            step = task.encode(batch)
-        index = step.batch["index"]  # of the whole batch: every process has all losses, and decides the same
-        known[index] = True
-        for name, objective in objectives.items():
-            found = objective.pair_losses(step)
-            table = losses.setdefault(name, found.new_zeros(len(found), num_pairs))
-            table[:, index] = found.unflatten(1, (len(index), -1)).mean(dim=2)  # a pair may have several rows
-    return losses, known
+    """Run the `before_epoch` hook of every objective; returns their metrics, named after the objective."""
+    context = PairLosses(task, train, epoch, seed=seed, device=device, precision=precision)
+    metrics = {
+        f"{name}_{key}": value
+        for name, objective in task.named_objectives()
+        for key, value in objective.before_epoch(context).items()
+    }
+    if metrics:
+        values = ", ".join(f"{name}: {value:.4f}" for name, value in metrics.items())
+        LOGGER.info("Epoch[%d] before training: %s", epoch, values)
+    return metrics

@@ -1,6 +1,6 @@
-"""Embed a split's gallery and queries once, then rank by cosine similarity, a few queries at a time."""
+"""Evaluation: encode the gallery and the queries of a split once, then rank by cosine similarity in chunks."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -8,35 +8,48 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from datasets.annotations import Record
 from datasets.loaders import EvalLoaders
+from datasets.pairs import Pair, pairs_of
 from model.encoders import Encoder
 from utils.batch import Batch, to_device
 from utils.distributed import gather_objects, world_size
 from utils.errors import DataError, TrainingError
 from utils.logger import LOGGER, format_table, progress
-from utils.metrics import Ranking, rank_queries, similarity_chunks
+from utils.metrics import METRICS, Ranking, rank_queries, similarity_chunks
 from utils.precision import autocast
-
-METRICS = ("R1", "R5", "R10", "mAP", "mINP")
 
 
 @dataclass(frozen=True)
 class Embeddings:
-    """Unit vectors of a split: gallery (G, D) and query (Q, D), float32, and their raw pids."""
+    """Unit vectors of a split, float32: images (G, D) with their records, captions (Q, D) with their pairs."""
 
     gallery: Tensor
     query: Tensor
-    gallery_pids: Tensor
-    query_pids: Tensor
+    records: Sequence[Record]  # of the gallery, without skipped images
+    pairs: Sequence[Pair]  # of the queries
 
-    def parts(self, dimensions: Mapping[str, int]) -> dict[str, "Embeddings"]:
-        """Each of an encoder's several embeddings by itself; `dimensions` is its `Encoder.embeddings`."""
-        pieces = zip(
-            *(side.split(list(dimensions.values()), dim=1) for side in (self.gallery, self.query)), strict=True
-        )
+    @property
+    def gallery_pids(self) -> Tensor:
+        """Raw pids, int64 (G,)."""
+        return torch.tensor([record.pid for record in self.records])
+
+    @property
+    def query_pids(self) -> Tensor:
+        """Raw pids, int64 (Q,)."""
+        return torch.tensor([pair.record.pid for pair in self.pairs])
+
+    def split(self, dimensions: Mapping[str, int]) -> dict[str, "Embeddings"]:
+        """Name -> each of the encoder's embeddings alone.
+
+        Args:
+            dimensions: `Encoder.embeddings`.
+        """
+        sizes = list(dimensions.values())
+        sides = zip(self.gallery.split(sizes, dim=1), self.query.split(sizes, dim=1), strict=True)
         return {
-            name: Embeddings(F.normalize(gallery), F.normalize(query), self.gallery_pids, self.query_pids)
-            for name, (gallery, query) in zip(dimensions, pieces, strict=True)
+            name: Embeddings(F.normalize(gallery), F.normalize(query), self.records, self.pairs)
+            for name, (gallery, query) in zip(dimensions, sides, strict=True)
         }
 
     def rank_images(self) -> Ranking:
@@ -50,46 +63,48 @@ class Embeddings:
 
 @torch.no_grad()
 def embed(encoder: Encoder, loaders: EvalLoaders, device: torch.device, precision: str) -> Embeddings:
-    """Encode a split in evaluation mode; the encoder's mode is put back afterwards.
+    """Encode a split in evaluation mode; restores the encoder's mode afterwards.
 
-    Embeddings stay on `device`. Gallery images that are skipped because they cannot be read are reported.
+    Embeddings stay on `device`. Skipped gallery images are reported.
+
+    Args:
+        encoder: encoder on `device`.
+        loaders: batches of the split.
+        device: device of the forward passes.
+        precision: autocast precision.
 
     Raises:
-        DataError: an image cannot be read; with `data.on_bad_image: skip`, none can.
+        DataError: an image cannot be read, or none can with `data.on_bad_image: skip`.
     """
     was_training = encoder.training
     encoder.eval()
     try:
         with autocast(device, precision):
             images = [
-                (encoder.encode_image(batch["images"]).joint, batch["pids"])
+                encoder.encode_image(batch["images"]).joint
                 for batch in batches(loaders.gallery, "gallery", device)
-                if batch  # a whole batch of skipped images is empty
+                if batch  # empty if all its images are skipped
             ]
             captions = [
-                (encoder.encode_text(batch["caption_ids"]).joint, batch["pids"])
-                for batch in batches(loaders.query, "queries", device)
+                encoder.encode_text(batch["caption_ids"]).joint for batch in batches(loaders.query, "queries", device)
             ]
     finally:
         encoder.train(was_training)
-    skipped = [path for part in gather_objects(loaders.images.unreadable()) for path in part]
+    skipped = [path for paths in gather_objects(loaders.images.unreadable()) for path in paths]
     if skipped:
-        LOGGER.warning("%d images cannot be read and are not in the gallery: %s", len(skipped), ", ".join(skipped[:5]))
-    images, captions = _whole(images, device), _whole(captions, device)
+        LOGGER.warning("skipped %d unreadable gallery images: %s", len(skipped), ", ".join(skipped[:5]))
+    images, captions = _of_all_processes(images, device), _of_all_processes(captions, device)
     if not images:
-        raise DataError(f"{skipped[0]}: cannot be read, and neither can any other gallery image")
-    (gallery, gallery_pids), (query, query_pids) = (
-        map(torch.cat, zip(*part, strict=True)) for part in (images, captions)
-    )
-    return Embeddings(F.normalize(gallery), F.normalize(query), gallery_pids, query_pids)
+        raise DataError(f"{skipped[0]}: unreadable image, like all others of the gallery")
+    records = [record for record in loaders.records if record.image_path not in set(skipped)]
+    gallery, query = F.normalize(torch.cat(images)), F.normalize(torch.cat(captions))
+    return Embeddings(gallery, query, records, pairs_of(loaders.records))
 
 
-def _whole(pieces: list[tuple[Tensor, Tensor]], device: torch.device) -> list[tuple[Tensor, Tensor]]:
-    """The embeddings and pids of the batches of all processes, in order."""
+def _of_all_processes(local: list[Tensor], device: torch.device) -> list[Tensor]:
     if world_size() == 1:
-        return pieces
-    on_cpu = [(embeddings.cpu(), pids.cpu()) for embeddings, pids in pieces]
-    return [(embeddings.to(device), pids.to(device)) for part in gather_objects(on_cpu) for embeddings, pids in part]
+        return local
+    return [rows.to(device) for process in gather_objects([rows.cpu() for rows in local]) for rows in process]
 
 
 def metrics_table(rows: dict[str, dict[str, float]], first: str = "task") -> str:
@@ -97,13 +112,19 @@ def metrics_table(rows: dict[str, dict[str, float]], first: str = "task") -> str
     return format_table([first, *METRICS], [[name, *(values[key] for key in METRICS)] for name, values in rows.items()])
 
 
+def warn_of_unmatched(ranking: Ranking, split: str) -> None:
+    """Log the number of queries that no metric counts."""
+    if ranking.num_unmatched:
+        LOGGER.warning("%s: skipped %d captions whose identity is not in the gallery", split, ranking.num_unmatched)
+
+
 def _rank(query: Tensor, gallery: Tensor, query_pids: Tensor, gallery_pids: Tensor) -> Ranking:
     if not (query.isfinite().all() and gallery.isfinite().all()):
-        raise TrainingError("the embeddings are not finite: the model has diverged, or its checkpoint is damaged")
+        raise TrainingError("embeddings are not finite: the model has diverged, or its checkpoint is damaged")
     return rank_queries(similarity_chunks(query, gallery), query_pids, gallery_pids)
 
 
 def batches(loader: DataLoader[Batch], what: str, device: torch.device) -> Iterator[Batch]:
-    """The loader's batches on `device`, with a bar."""
+    """The loader's batches on `device`, with a progress bar."""
     for batch in progress(loader, f"embedding {what}"):
         yield to_device(batch, device)

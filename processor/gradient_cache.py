@@ -1,95 +1,102 @@
-"""Loss and gradients of a batch, whole or in parts that need less memory and give the same numbers."""
+"""Loss and gradients of a batch, at once or in micro-batches that need less memory and give the same gradients."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-from model.global_batch import Read, join, own_rows
-from model.objectives import PartMean, Values
+from model.objectives import MaskedMean, Metrics
 from model.task import RetrievalTask
-from utils.batch import Batch
+from utils.batch import MicroBatch
 from utils.precision import autocast
 from utils.seed import random_state, set_random_state
+from utils.sharding import Shard
 
 
 def backward(
     task: RetrievalTask,
-    parts: Sequence[Batch],
+    micro_batches: Sequence[MicroBatch],
     *,
     device: torch.device,
     precision: str,
     scale: Callable[[Tensor], Tensor],
-) -> tuple[Tensor, Values]:
-    """Add the gradients of a batch to those of the parameters; returns what `RetrievalTask.forward` does, detached.
+) -> tuple[Tensor, Metrics]:
+    """Add the gradients of a batch to those of the parameters; returns loss and metrics as `RetrievalTask.forward`.
 
-    Several parts: the towers encode one after the other without keeping what a gradient needs, the losses give the
-    gradient of the embeddings, and the towers encode each part again to pass it on (GradCache: Gao et al., RepL4NLP
-    2021). Objectives on embeddings so see the whole batch; those on tokens see a part at a time.
+    Several micro-batches are trained on as in GradCache (Gao et al., RepL4NLP 2021, https://arxiv.org/abs/2101.06983).
+    The towers first encode each of them without keeping activations. The losses on all embeddings give the gradients
+    of the embeddings. The towers then encode each micro-batch again to backpropagate these. Losses on embeddings see
+    the global batch this way, and losses on tokens see one micro-batch at a time.
 
     Args:
-        parts: on `device`.
-        scale: of the gradients, against underflow.
+        task: the task to train, on `device`.
+        micro_batches: the batch, on `device`.
+        device: device of the step.
+        precision: autocast precision, fp32, bf16 or fp16.
+        scale: loss scaling, against underflow of fp16 gradients.
     """
-    if len(parts) == 1:
+    if len(micro_batches) == 1:
         with autocast(device, precision):
-            total, terms = task(parts[0])
+            total, metrics = task(*micro_batches[0])
         scale(total).backward()
-        return total.detach(), terms
+        return total.detach(), metrics
 
-    reads, states = [], []
-    for part in parts:
+    shards = [shard for _, shard in micro_batches]
+    outputs, states = [], []
+    for fields, _ in micro_batches:
         states.append(random_state(device))
         with torch.no_grad(), autocast(device, precision):
-            reads.append(task.read(part))
-    whole, batch = join(reads, parts)
-    del reads
+            outputs.append(task.encode(fields))
+    embeddings = _concatenate([output.embeddings for output in outputs], shards)
+    constants = _concatenate([output.constants for output in outputs], shards)
+    del outputs
+    leaves = {name: embedding.requires_grad_() for name, embedding in embeddings.items()}
     with autocast(device, precision):
-        total, terms = task.losses(task.step(whole, batch), tokens=False)
+        total, metrics = task.losses(task.step(Shard.union(shards).gather(leaves | constants)), tokens=False)
     if total.requires_grad:
         scale(total).backward()
-    total, gradients = total.detach(), _split([leaf.grad for leaf in whole.embeddings], parts)
-    shares = task.shares(parts)
-    for part, state, gradient, share in zip(parts, states, gradients, shares, strict=True):
-        set_random_state(state, device)  # the same dropout and masks as before
-        alone = {name: value for name, value in part.items() if name != "shards"}
+
+    total, weights = total.detach(), task.token_weights(micro_batches)
+    gradients = {name: leaf.grad for name, leaf in leaves.items() if leaf.grad is not None}
+    rows = [shard.num_local_rows for shard in shards]
+    for number, (fields, shard) in enumerate(micro_batches):
+        set_random_state(states[number], device)  # the same dropout and masks as in the first pass
         with autocast(device, precision):
-            read = task.read(part)
-            loss, values = task.losses(task.step(read, alone), tokens=True, shares=share)
-        _pass_on(read, gradient, scale(loss))
+            output = task.encode(fields)
+            step = task.step(output.embeddings | output.constants, fields, output.tokens)
+            loss, found = task.losses(step, tokens=True, weights=weights[number])
+        _backpropagate(
+            {name: shard.local(embedding) for name, embedding in output.embeddings.items()},
+            {name: gradient.split(rows)[number] for name, gradient in gradients.items()},
+            scale(loss),
+        )
         total += loss.detach()
-        for name, value in values.items():
-            before = terms.get(name)
-            terms[name] = value if before is None else _sum(before, value)
-    return total, terms
+        for name, value in found.items():
+            metrics[name] = _add(metrics[name], value) if name in metrics else value
+    return total, metrics
 
 
-def _sum(one: Tensor | PartMean, other: Tensor | PartMean) -> Tensor | PartMean:
-    """Of two parts' values: weighted already, or a sum and a number."""
-    if isinstance(one, PartMean) and isinstance(other, PartMean):
-        return PartMean(one.total + other.total, one.number + other.number)
+def _concatenate(parts: Sequence[Mapping[str, Tensor]], shards: Sequence[Shard]) -> dict[str, Tensor]:
+    """Name -> rows of all micro-batches of this process, without those of dummy samples."""
+    return {
+        name: torch.cat([shard.local(part[name]) for part, shard in zip(parts, shards, strict=True)])
+        for name in parts[0]
+    }
+
+
+def _add(one: Tensor | MaskedMean, other: Tensor | MaskedMean) -> Tensor | MaskedMean:
+    """Add the logged values of two micro-batches, which are weighted or masked means."""
+    if isinstance(one, MaskedMean) and isinstance(other, MaskedMean):
+        return MaskedMean(one.total + other.total, one.number + other.number)
     assert isinstance(one, Tensor) and isinstance(other, Tensor)
     return one + other
 
 
-def _split(gradients: Sequence[Tensor | None], parts: Sequence[Batch]) -> list[list[Tensor | None]]:
-    """Of the embeddings of the whole batch -> for each part, of its embeddings."""
-    rows = [own_rows(part) for part in parts]
-    split = [
-        [None] * len(parts) if gradient is None else list(gradient[: sum(rows)].split(rows)) for gradient in gradients
-    ]
-    return [list(part) for part in zip(*split, strict=True)]
-
-
-def _pass_on(read: Read, gradients: Sequence[Tensor | None], loss: Tensor) -> None:
-    tensors, found = [], []
-    for embedding, gradient in zip(read.embeddings, gradients, strict=True):
-        if embedding.requires_grad and gradient is not None:
-            padded = embedding.new_zeros(embedding.shape)  # a stand-in has no gradient
-            padded[: len(gradient)] = gradient
-            tensors.append(embedding)
-            found.append(padded)
+def _backpropagate(embeddings: Mapping[str, Tensor], gradients: Mapping[str, Tensor], loss: Tensor) -> None:
+    """Backpropagate the gradients of the embeddings, and the losses on tokens, through the towers."""
+    names = [name for name in gradients if embeddings[name].requires_grad]
+    tensors, grads = [embeddings[name] for name in names], [gradients[name] for name in names]
     if loss.requires_grad:
         tensors.append(loss)
-        found.append(torch.ones_like(loss))
-    torch.autograd.backward(tensors, found)
+        grads.append(torch.ones_like(loss))
+    torch.autograd.backward(tensors, grads)

@@ -1,80 +1,87 @@
-"""Going on with a run that was interrupted: what may change, what it goes on from, and that nothing is in it twice."""
+"""Resuming a run: which settings may change, which checkpoint is used, no duplicate metrics lines."""
 
 import contextlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from configs.schema import Config, load_config
+from model.encoders import ENCODERS
 from processor.trainer import Trainer
 from utils.checkpoint import load_checkpoint, load_state
-from utils.config import to_plain, to_yaml
+from utils.config import leaves, to_plain, to_yaml
 from utils.distributed import rank
 from utils.errors import CheckpointError, ConfigError
 from utils.logger import LOGGER, append_json_line
-
-# The length of a run, its logs, and how its numbers are computed; all else makes it another experiment.
-MAY_CHANGE = (
-    *("train.epochs", "train.log_every", "train.save_every_steps", "train.output", "train.compile"),
-    *("train.accumulate", "model.image.checkpointing", "model.text.checkpointing"),
-    *("data.root", "data.workers", "eval.batch_size", "name"),
-)
+from utils.options import option_of, schema_of, walk
 
 
 def run_config(run: Path, overrides: list[str]) -> Config:
-    """The config of a run folder with overrides on top; raises `ConfigError` if it is none."""
+    """The config of a run folder with overrides applied; raises `ConfigError` if it is not a run folder."""
     if not (run / "config.yaml").is_file():
-        raise ConfigError(f"{run}: no run folder (there is no config.yaml in it)")
+        raise ConfigError(f"{run}: not a run folder (it has no config.yaml)")
     return load_config(run / "config.yaml", overrides)
 
 
 def check_changes(run: Path, before: Config, config: Config, *, force: bool) -> None:
-    """Raise `ConfigError` where `config` makes a run another experiment, and that is not forced."""
+    """Raise `ConfigError` if the changes make another experiment, unless forced.
+
+    Args:
+        run: run folder.
+        before: resolved config that the run was started with.
+        config: resolved config to resume with.
+        force: allow any change.
+    """
     other = other_settings(before, config)
     if other and not force:
         listed = "\n".join(f"  {line}" for line in other)
         raise ConfigError(
-            f"{run}: with these changes it would go on as another experiment (--force does so all the same):\n{listed}"
+            f"{run}: these changes make it another experiment; start a new run, or add --force:\n{listed}"
         )
 
 
 def other_settings(before: Config, config: Config) -> list[str]:
-    """`path: was -> is` for every setting whose change makes another experiment."""
-    was, now = (dict(_leaves(to_plain(one))) for one in (before, config))
+    """`path: old -> new` for every setting whose change makes another experiment; both configs are resolved."""
+    was, now = (dict(leaves(to_plain(one))) for one in (before, config))
+    encoder = schema_of(ENCODERS.get(config.model["name"], "model.name"))
+    options = [*walk(Config), *walk(encoder, "model")]
+    resumable = {path for path, field, _ in options if option_of(field).resumable}
     changed = [path for path in sorted(was.keys() | now.keys()) if was.get(path) != now.get(path)]
-    return [f"{path}: {was.get(path)} -> {now.get(path)}" for path in changed if path not in MAY_CHANGE]
+    return [f"{path}: {was.get(path)} -> {now.get(path)}" for path in changed if path not in resumable]
 
 
 def last_state(run: Path) -> dict[str, Any]:
     """The content of a run's `last.pt`.
 
     Raises:
-        CheckpointError: there is none, or it is damaged; says what else there is.
+        CheckpointError: it is missing or damaged; the message names the alternatives.
     """
     path, best = run / "last.pt", run / "best.pt"
     if not path.exists():
-        raise CheckpointError(f"{path}: no such checkpoint; the run ended before its first one, so start it anew")
+        raise CheckpointError(f"{path}: no such checkpoint, the run ended before its first one; start it again")
     try:
         content = load_checkpoint(path)
     except CheckpointError as error:
         with contextlib.suppress(CheckpointError):
             epoch = load_checkpoint(best)["epoch"]
             error = CheckpointError(
-                f"{error}; the newest whole checkpoint is {best}, epoch {epoch}, which has no optimizer: "
+                f"{error}; the newest intact checkpoint is {best} (epoch {epoch}, without optimizer): "
                 f"train.py --config {run / 'config.yaml'} --set init.path={best} starts a new run from it"
             )
         raise error from None
     if not isinstance(content.get("training"), dict):
-        raise CheckpointError(f"{path}: holds no state of training to go on from")
+        raise CheckpointError(
+            f"{path}: has no training state to resume from; init.path={path} starts a new run from it"
+        )
     return content
 
 
-def go_on(trainer: Trainer, content: Mapping[str, Any]) -> None:
-    """Put the content of `last.pt` into a new trainer, and the run folder into the state it had then.
+def restore(trainer: Trainer, content: Mapping[str, Any]) -> None:
+    """Load the content of `last.pt` into a new trainer, and reset the run folder to the state of that checkpoint.
 
     Raises:
-        CheckpointError: it is of another model.
+        CheckpointError: it belongs to another model or version.
     """
     path = trainer.run / "last.pt"
     try:
@@ -82,7 +89,7 @@ def go_on(trainer: Trainer, content: Mapping[str, Any]) -> None:
         trainer.load_state_dict(content["training"])
     except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise CheckpointError(
-            f"{path}: its state of training is not what this version writes ({type(error).__name__}: {error}); "
+            f"{path}: its training state does not fit this version ({type(error).__name__}: {error}); "
             f"init.path={path} starts a new run from its weights"
         ) from None
     if rank():
@@ -90,17 +97,8 @@ def go_on(trainer: Trainer, content: Mapping[str, Any]) -> None:
     metrics = trainer.run / "metrics.jsonl"
     temporary = metrics.with_name(".metrics.jsonl.tmp")
     temporary.write_text("")
-    for record in trainer.history:  # a line more may have been written after the checkpoint, or one less
+    for record in trainer.history:  # a kill may leave one line more or less than the checkpoint has
         append_json_line(temporary, record)
     os.replace(temporary, metrics)
     (trainer.run / "config.yaml").write_text(to_yaml(trainer.config), encoding="utf-8")
-    LOGGER.info("going on with epoch %d after %d of its batches", trainer.epoch, trainer.batches)
-
-
-def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """(dotted path, value) of all that is no mapping."""
-    if isinstance(value, Mapping):
-        for key, item in value.items():
-            yield from _leaves(item, f"{path}.{key}" if path else str(key))
-    else:
-        yield path, value
+    LOGGER.info("resuming in epoch %d after %d of its batches", trainer.epoch, trainer.batches)

@@ -1,4 +1,4 @@
-"""Regex rules -> few parameter groups -> an optimizer."""
+"""Optimizer with few parameter groups, from regex rules."""
 
 import re
 from collections.abc import Callable, Iterable, Sequence
@@ -9,10 +9,11 @@ from torch.optim import Optimizer
 
 from configs.schema import Rule, SolverConfig
 from utils.errors import ConfigError
+from utils.options import check_bounds
 
 
 def parameter_settings(name: str, rules: Sequence[Rule], weight_decay: float) -> tuple[float, float]:
-    """(learning-rate multiplier, weight decay) of the parameter `name`: later rules win, key by key."""
+    """(learning-rate multiplier, weight decay) of a parameter: later rules win, key by key."""
     lr_mult = 1.0
     for rule in rules:
         if re.search(rule.match, name):
@@ -22,13 +23,14 @@ def parameter_settings(name: str, rules: Sequence[Rule], weight_decay: float) ->
 
 
 def build_optimizer(config: SolverConfig, named_parameters: Iterable[tuple[str, Parameter]]) -> Optimizer:
-    """Adam, AdamW or SGD over one parameter group per distinct setting, each with its `base_lr`.
+    """Adam, AdamW or SGD with one parameter group per distinct setting.
 
-    The groups' `lr` is to be set before each epoch (`set_lr`). The update is fused: one pass over all parameters.
+    Each group has a `base_lr`; `set_lr` sets its `lr` before each epoch. The update is fused.
 
     Raises:
-        ConfigError: a rule that is no regular expression, or a number the optimizer has no use for.
+        ConfigError: a rule is not a regular expression, or a number is out of bounds.
     """
+    check_bounds(config, "solver")
     named = [(name, parameter) for name, parameter in named_parameters if parameter.requires_grad]
     _check_rules(config.rules)
     groups: dict[tuple[float, float], list[Parameter]] = {}
@@ -38,27 +40,28 @@ def build_optimizer(config: SolverConfig, named_parameters: Iterable[tuple[str, 
         {"params": parameters, "lr": 0.0, "base_lr": config.lr * lr_mult, "weight_decay": weight_decay}
         for (lr_mult, weight_decay), parameters in groups.items()
     ]
-    try:
-        if config.optimizer == "sgd":
-            return torch.optim.SGD(settings, lr=config.lr, momentum=config.momentum, fused=True)
-        adam = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[config.optimizer]
-        return adam(settings, lr=config.lr, betas=tuple(config.betas), eps=config.eps, fused=True)
-    except ValueError as error:  # torch knows the bounds of each number
-        raise ConfigError(f"solver: {error}") from None
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(settings, lr=config.lr, momentum=config.momentum, fused=True)
+    adam: type[torch.optim.Adam] = torch.optim.Adam if config.optimizer == "adam" else torch.optim.AdamW
+    return adam(settings, lr=config.lr, betas=(config.betas[0], config.betas[1]), eps=config.eps, fused=True)
 
 
-def set_lr(optimizer: Optimizer, rate: Callable[[float], float]) -> None:
-    """Give every group the scheduled `rate` of its own base rate (solver.lr times its rules' multiplier)."""
+def set_lr(optimizer: Optimizer, schedule: Callable[[float], float]) -> None:
+    """Set the rate of every group.
+
+    Args:
+        optimizer: optimizer of `build_optimizer`.
+        schedule: base rate of a group -> rate of this epoch.
+    """
     for group in optimizer.param_groups:
-        group["lr"] = rate(group["base_lr"])
+        group["lr"] = schedule(group["base_lr"])
 
 
 def _check_rules(rules: Sequence[Rule]) -> None:
     for number, rule in enumerate(rules):
-        where = f"solver.rules[{number}]"
         try:
             re.compile(rule.match)
         except re.error as error:
-            raise ConfigError(f"{where}.match: '{rule.match}' is no regular expression ({error})") from None
-        if min(rule.lr_mult or 0, rule.weight_decay or 0) < 0:
-            raise ConfigError(f"{where}: lr_mult and weight_decay must not be negative")
+            raise ConfigError(
+                f"solver.rules[{number}].match: must be a regular expression, got '{rule.match}' ({error})"
+            ) from None

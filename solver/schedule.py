@@ -1,65 +1,152 @@
-"""Learning rate over epochs, as a pure function."""
+"""Learning rate over epochs. Schedules are registered functions whose keyword-only arguments YAML may set."""
 
 import bisect
+import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, Literal, NamedTuple
+
+from utils.config import component_options
+from utils.options import Option
+from utils.registry import Registry
+
+NotNegative = Annotated[float, Option(ge=0)]
+MILESTONES = [20, 50]
 
 
-def lr_at(
-    epoch: int,
-    base_lr: float,
-    *,
-    name: str,
-    epochs: int,
-    warmup_epochs: int = 0,
-    warmup_factor: float = 0.1,
-    warmup: str = "linear",
-    warmup_lr: float = 0.0,
-    min_lr: float = 0.0,
-    milestones: Sequence[int] = (20, 50),
-    gamma: float = 0.1,
-    power: float = 0.9,
-) -> float:
-    """The learning rate of an epoch (IRRA solver/lr_scheduler.py:LRSchedulerWithWarmup, spec 1.7).
+class Progress(NamedTuple):
+    """Position of an epoch in a run."""
 
-    The rate is constant within an epoch. `poly` and `exp` keep the published formulas, odd as they are: `poly` rises
-    from power * base to base, `exp` falls from base to power * base (quirk Q19). `timm_cosine` is the cosine of
-    timm's scheduler: its phase is counted from the run's start, also where warm-up takes the first epochs, and warm-up
-    begins at an absolute rate (IVT solver/scheduler_factory.py; spec 6).
+    epoch: int  # from 1, as logs count
+    epochs: int  # length of the run, warm-up included
+    fraction: float  # of the epochs after warm-up: 0 in the first of them
+
+
+Schedule = Callable[..., float]  # (progress, base_lr, *, options) -> learning rate, constant within an epoch
+SCHEDULES: Registry[Schedule] = Registry("schedule")
+
+
+def lr_at(epoch: int, base_lr: float, *, name: str, epochs: int, **options: Any) -> float:
+    """The learning rate of an epoch.
 
     Args:
-        epoch: from 1 to `epochs`, as logs count.
-        base_lr: the rate at the end of warm-up, of the solver or of one parameter group.
-        name: cosine, timm_cosine, step, linear, exp, poly or constant.
-        epochs: the run's length, warm-up included.
-        warmup_epochs: epochs before the schedule proper.
-        warmup_factor: the first epoch's rate, as a part of base_lr.
-        warmup: linear, or constant at base_lr * warmup_factor.
-        warmup_lr: timm_cosine: the rate that warm-up rises from, epoch 0's.
-        min_lr: what the cosines end at; poly moves between it and base_lr.
-        milestones: step: epochs completed when the rate drops.
-        gamma: step: factor of each drop.
-        power: exp, poly: base of the power.
+        epoch: epoch, from 1 to `epochs`.
+        base_lr: rate at the end of warm-up, of the solver or of one parameter group.
+        name: registered schedule.
+        epochs: length of the run, warm-up included.
+        options: options of the schedule.
     """
-    if name == "timm_cosine":
-        if epoch < warmup_epochs:
-            return warmup_lr + epoch * (base_lr - warmup_lr) / warmup_epochs
-        return min_lr + (base_lr - min_lr) * 0.5 * (1 + math.cos(math.pi * min(epoch / epochs, 1)))
-    done = epoch - 1
-    if done < warmup_epochs:
-        progress = done / warmup_epochs if warmup == "linear" else 0.0
-        return base_lr * (warmup_factor * (1 - progress) + progress)
-    progress = (done - warmup_epochs) / (epochs - warmup_epochs)
-    if name == "cosine":
-        return min_lr + (base_lr - min_lr) * 0.5 * (1 + math.cos(math.pi * progress))
-    if name == "step":
-        return base_lr * gamma ** bisect.bisect_right(sorted(milestones), done)
-    if name == "linear":
-        return base_lr * (1 - progress)
-    if name == "exp":
-        return base_lr * power**progress
-    if name == "poly":
-        return min_lr + (base_lr - min_lr) * power ** (1 - progress)
-    if name == "constant":
-        return base_lr
-    raise ValueError(f"unknown schedule '{name}'")
+    return SCHEDULES.get(name, "solver.schedule.name")(
+        Progress(epoch, epochs, (epoch - 1) / epochs), base_lr, **options
+    )
+
+
+def schedule_options(schedule: Mapping[str, Any]) -> dict[str, Any]:
+    """A config's `solver.schedule` with every option spelt out and checked; raises `ConfigError`."""
+    return component_options(SCHEDULES, schedule, "solver.schedule", default="cosine")
+
+
+def after_warmup(schedule: Schedule) -> Schedule:
+    """Decorator: let a schedule begin after warm-up epochs, and add the options of warm-up to its own."""
+
+    @functools.wraps(schedule, assigned=("__module__", "__name__", "__qualname__", "__doc__"))  # annotations differ
+    def warmed_up(
+        progress: Progress,
+        base_lr: float,
+        *,
+        warmup_epochs: Annotated[int, Option(ge=0, help="epochs before the schedule proper")] = 0,
+        warmup_factor: Annotated[float, Option(ge=0, help="rate of the first epoch, as a fraction of lr")] = 0.1,
+        warmup: Annotated[
+            Literal["linear", "constant"], Option(help="linear rise to lr, or constant at warmup_factor * lr")
+        ] = "linear",
+        **options: Any,
+    ) -> float:
+        done = progress.epoch - 1
+        if done < warmup_epochs:
+            risen = done / warmup_epochs if warmup == "linear" else 0.0
+            return base_lr * (warmup_factor * (1 - risen) + risen)
+        fraction = (done - warmup_epochs) / (progress.epochs - warmup_epochs)
+        return schedule(progress._replace(fraction=fraction), base_lr, **options)
+
+    return warmed_up
+
+
+@SCHEDULES.register("cosine")
+@after_warmup
+def cosine(progress: Progress, base_lr: float, *, min_lr: NotNegative = 0.0) -> float:
+    """Half a cosine from base_lr to min_lr.
+
+    Args:
+        min_lr: final rate, in every parameter group.
+    """
+    return min_lr + (base_lr - min_lr) * 0.5 * (1 + math.cos(math.pi * progress.fraction))
+
+
+@SCHEDULES.register("timm_cosine")
+def timm_cosine(
+    progress: Progress,
+    base_lr: float,
+    *,
+    warmup_epochs: Annotated[int, Option(ge=0)] = 0,
+    warmup_lr: NotNegative = 0.0,
+    min_lr: NotNegative = 0.0,
+) -> float:
+    """timm's cosine, whose phase counts from the start of the run, warm-up included (docs/methods/ivt.md#optimisation).
+
+    Args:
+        warmup_epochs: epochs before the schedule proper.
+        warmup_lr: rate that warm-up rises from (epoch 0), in every parameter group.
+        min_lr: final rate, in every parameter group.
+    """
+    if progress.epoch < warmup_epochs:
+        return warmup_lr + progress.epoch * (base_lr - warmup_lr) / warmup_epochs
+    return min_lr + (base_lr - min_lr) * 0.5 * (1 + math.cos(math.pi * min(progress.epoch / progress.epochs, 1)))
+
+
+@SCHEDULES.register("step")
+@after_warmup
+def step(progress: Progress, base_lr: float, *, milestones: list[int] = MILESTONES, gamma: NotNegative = 0.1) -> float:
+    """Drop by a factor at each milestone.
+
+    Args:
+        milestones: epochs completed when the rate drops.
+        gamma: factor of each drop.
+    """
+    return base_lr * gamma ** bisect.bisect_right(sorted(milestones), progress.epoch - 1)
+
+
+@SCHEDULES.register("linear")
+@after_warmup
+def linear(progress: Progress, base_lr: float) -> float:
+    """Straight line from base_lr to 0."""
+    return base_lr * (1 - progress.fraction)
+
+
+@SCHEDULES.register("exp")
+@after_warmup
+def exp(progress: Progress, base_lr: float, *, power: NotNegative = 0.9) -> float:
+    """Exponential fall from base_lr to power * base_lr, as in the published code (docs/methods/irra.md#schedules).
+
+    Args:
+        power: final rate, as a fraction of lr.
+    """
+    return base_lr * math.pow(power, progress.fraction)
+
+
+@SCHEDULES.register("poly")
+@after_warmup
+def poly(progress: Progress, base_lr: float, *, power: NotNegative = 0.9, min_lr: NotNegative = 0.0) -> float:
+    """Rise from power * base_lr to base_lr, odd as it is in the published code (docs/methods/irra.md#schedules).
+
+    Args:
+        power: first rate, as a fraction of lr.
+        min_lr: rate that power is relative to, in every parameter group.
+    """
+    return min_lr + (base_lr - min_lr) * math.pow(power, 1 - progress.fraction)
+
+
+@SCHEDULES.register("constant")
+@after_warmup
+def constant(progress: Progress, base_lr: float) -> float:
+    """base_lr in every epoch."""
+    return base_lr

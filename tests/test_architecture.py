@@ -1,4 +1,4 @@
-"""The shape of the code base: imports point one way, devices have one home, every registered part is tested."""
+"""Structure of the code base: import directions, file sizes, one home for devices, a test for every registered part."""
 
 import ast
 from pathlib import Path
@@ -6,10 +6,13 @@ from pathlib import Path
 import pytest
 
 from datasets.annotations import ADAPTERS
+from datasets.transforms import AUGMENTATIONS
 from model.checkpoints.formats import FORMATS
 from model.encoders import ENCODERS
 from model.objectives import OBJECTIVES
-from tests.conftest import ROOT
+from processor.trackers import TRACKERS
+from solver.schedule import SCHEDULES
+from tests.helpers.configs import ROOT
 
 MAY_IMPORT = {
     "utils": set(),
@@ -64,7 +67,24 @@ def test_only_one_file_names_a_device() -> None:
 
 
 def test_every_registered_name_appears_in_a_test() -> None:
-    tests = "\n".join(path.read_text() for path in (ROOT / "tests").glob("test_*.py"))
-    for registry in (ADAPTERS, ENCODERS, FORMATS, OBJECTIVES):
+    tests = "\n".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
+    for registry in (ADAPTERS, AUGMENTATIONS, ENCODERS, FORMATS, OBJECTIVES, SCHEDULES, TRACKERS):
         for name in registry:
             assert f'"{name}' in tests or f".{name}" in tests or f"'{name}" in tests, f"{registry.kind} {name}"
+
+
+def test_no_test_file_is_imported() -> None:
+    """Shared functions live in tests/helpers."""
+    guilty = []
+    for path in sorted((ROOT / "tests").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names: list[str] = []
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                assert node.level == 0, f"{path}: relative import"
+                names = [f"{node.module}.{alias.name}" for alias in node.names]
+            modules = [name.split(".") for name in names if name.startswith("tests.")]
+            if any(part.startswith("test_") or part == "conftest" for module in modules for part in module):
+                guilty.append(f"{path.relative_to(ROOT)}:{node.lineno}")
+    assert not guilty

@@ -1,4 +1,4 @@
-"""An ablation from one YAML: train its rows at several seeds, unless they are there, and table Best and Last."""
+"""Run an ablation from one YAML: train its rows at several seeds, then print a table of Best and Last."""
 
 import argparse
 import json
@@ -11,18 +11,18 @@ from pathlib import Path
 from typing import Any
 
 from configs.schema import load_config
-from model.build import resolve
-from processor.evaluator import METRICS
 from processor.reporting import best_record
+from processor.resolve import resolve
 from processor.resume import other_settings, run_config
 from utils.config import load_layers, typed
 from utils.errors import ConfigError, DataError
 from utils.exit import exit_on_user_error
+from utils.metrics import METRICS
 
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table: a config, and what it overrides."""
+    """One line of the table: a config and its overrides."""
 
     config: str
     set: list[str] = field(default_factory=list)
@@ -30,7 +30,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Ablation:
-    """The file. What a row says may refer to ${runs}, the folder of the run folders, and to ${seed}, the run's own."""
+    """The file. Rows may refer to ${runs}, the parent of the run folders, and to ${seed}, the seed of the run."""
 
     runs: str
     rows: dict[str, Any]
@@ -40,7 +40,7 @@ class Ablation:
 
 @dataclass(frozen=True)
 class Run:
-    """What train.py is to be told, and where the result lies."""
+    """Arguments of train.py for one row and seed, and the run folder."""
 
     row: str
     folder: Path
@@ -51,16 +51,18 @@ class Run:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("ablation", type=Path, help="YAML file, for instance configs/ablations/noise.yaml")
-    parser.add_argument("--seeds", nargs="+", type=int, help="instead of the file's (1 2 3 where it names none)")
-    parser.add_argument("--runs", type=Path, help="folder of the run folders, instead of the file's")
-    parser.add_argument("--table", action="store_true", help="table the runs that are there, train none")
-    parser.add_argument("--resume", action="store_true", help="go on with runs that did not end")
-    parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="for every run")
+    parser.add_argument("--seeds", nargs="+", type=int, help="replaces the file's seeds (default there: 1 2 3)")
+    parser.add_argument("--runs", type=Path, help="parent of the run folders, replaces the file's")
+    parser.add_argument("--table", action="store_true", help="print the table of finished runs without training")
+    parser.add_argument("--resume", action="store_true", help="resume interrupted runs")
+    parser.add_argument(
+        "--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="override the config of every run"
+    )
     arguments = parser.parse_args()
     with exit_on_user_error():
         runs = list(planned(arguments.ablation, arguments.runs, arguments.seeds, arguments.set))
         if not runs:
-            raise ConfigError(f"{arguments.ablation}: has no rows, or no seeds")
+            raise ConfigError(f"{arguments.ablation}: needs at least one row and one seed")
         for run in runs:
             check(run)
         if not arguments.table:
@@ -70,10 +72,16 @@ def main() -> None:
 
 
 def planned(path: Path, runs: Path | None, seeds: list[int] | None, overrides: list[str]) -> Iterator[Run]:
-    """The runs of an ablation file, all rows of one seed after another.
+    """The runs of an ablation file, seed by seed.
+
+    Args:
+        path: ablation file.
+        runs: parent of the run folders; None takes the file's.
+        seeds: seeds; None takes the file's.
+        overrides: overrides for every run.
 
     Raises:
-        ConfigError: the file, or a row, is not what it should be.
+        ConfigError: the file or a row is malformed.
     """
     given = [f"runs={runs}"] if runs else []
     for seed in seeds or typed(Ablation, load_layers(path, [*given, "seed=0"])).seeds:
@@ -85,70 +93,74 @@ def planned(path: Path, runs: Path | None, seeds: list[int] | None, overrides: l
 
 
 def check(run: Run) -> None:
-    """Raise `ConfigError` for a mistake in the run's config, and where its folder holds a run of another config."""
+    """Raise `ConfigError` for a mistake in the run's config, or if its folder holds a run of another config."""
     config = resolve(load_config(run.config, run.overrides))
     if not run.folder.exists():
         return
     if other := other_settings(run_config(run.folder, []), config):
         listed = "\n".join(f"  {line}" for line in other)
-        raise ConfigError(f"{run.folder}: a run of another config; remove it, or name other --runs:\n{listed}")
+        raise ConfigError(f"{run.folder}: holds a run of another config; remove it, or choose other --runs:\n{listed}")
 
 
 def train(run: Run, *, resume: bool) -> None:
-    """One run of train.py, unless it has ended already.
+    """Train one run, unless it has finished already.
+
+    Args:
+        run: row and seed.
+        resume: resume it if it was interrupted.
 
     Raises:
-        ConfigError: it did not end and is not to be resumed, or training fails.
+        ConfigError: the run is unfinished and may not be resumed, or training fails.
     """
-    if ended(run.folder):
+    if finished(run.folder):
         return
     command = ["train.py", "--config", run.config, "--run", str(run.folder), "--set", *run.overrides]
     if run.folder.exists():
         command = ["train.py", "--resume", str(run.folder)]
         if not resume:
-            raise ConfigError(f"{run.folder}: a run that is still going on, or that --resume would go on with")
+            raise ConfigError(f"{run.folder}: unfinished run; wait for it if it is still running, or add --resume")
     if subprocess.run([sys.executable, *command]).returncode != 0:
-        raise ConfigError(f"training failed: python {' '.join(command)}")
+        raise ConfigError(f"training failed, see above: python {' '.join(command)}")
 
 
-def ended(folder: Path) -> bool:
-    """Whether a run folder holds all its epochs."""
+def finished(folder: Path) -> bool:
+    """True if a run folder holds all epochs of its config."""
     if not (folder / "metrics.jsonl").is_file():
         return False
     return len(records(folder)) == run_config(folder, []).train.epochs
 
 
 def records(folder: Path) -> list[dict[str, Any]]:
-    """A run's epochs; raises `DataError` if metrics.jsonl is damaged."""
+    """The records of a run's epochs; raises `DataError` if metrics.jsonl is damaged."""
     path = folder / "metrics.jsonl"
     try:
         return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     except ValueError as error:
-        raise DataError(f"{path}: is damaged ({error}); python train.py --resume {folder} writes it anew") from None
+        raise DataError(f"{path}: damaged ({error}); restore it with python train.py --resume {folder}") from None
 
 
 def table(runs: list[Run]) -> str:
-    """Markdown: test metrics, means over the seeds of the runs that have ended, and the R@1 of each.
+    """Markdown table of test metrics: means over the seeds of finished runs, and the R@1 of each seed.
 
     Best is the epoch with the highest R@1 on `eval.select_on`, Last the last one.
 
     Raises:
-        DataError: not one of the runs has ended.
+        DataError: no run has finished.
     """
     lines = [
         f"| run | checkpoint | {' | '.join(METRICS)} | R1 of each seed |",
         "|---|---|" + "---:|" * len(METRICS) + "---|",
     ]
     for row in dict.fromkeys(run.row for run in runs):
-        folders = [run.folder for run in runs if run.row == row and ended(run.folder)]
+        folders = [run.folder for run in runs if run.row == row and finished(run.folder)]
         histories = [(records(folder), run_config(folder, []).eval.select_on) for folder in folders]
         best = [best_record(history, split) for history, split in histories]
         last = [history[-1] for history, _ in histories]
-        for checkpoint, found in (("Best", best), ("Last", last)):
-            if measured := [record["test"] for record in found if record and "test" in record]:
+        for checkpoint, records_of in (("Best", best), ("Last", last)):
+            if measured := [record["test"] for record in records_of if record and "test" in record]:
                 lines.append(_line(f"| {row} | {checkpoint}", measured))
     if len(lines) == 2:
-        raise DataError(f"{runs[0].folder.parent}: holds none of these runs, or none that ended")
+        raise DataError(f"{runs[0].folder.parent}: has no finished run of this ablation")
     return "\n".join(lines)
 
 

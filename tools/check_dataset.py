@@ -1,4 +1,4 @@
-"""Tells what is wrong with data sets on disk: `python -m tools.check_dataset cuhk_pedes rstpreid --root data`."""
+"""Check data sets on disk: `python -m tools.check_dataset cuhk_pedes rstpreid --root data`."""
 
 import argparse
 import hashlib
@@ -20,7 +20,7 @@ from datasets.annotations import ADAPTERS, SPLITS, Adapter, Record, count_split
 from datasets.images import read_image
 from datasets.loaders import num_workers
 from datasets.text.tokenizers import clean
-from tools import dataset_checks as faults
+from tools import dataset_checks as checks
 from tools.dataset_checks import LEVELS, MISSING, OFFICIAL, Finding, Look, Seen, Text
 from utils.errors import ConfigError, DataError
 from utils.exit import exit_on_user_error
@@ -31,12 +31,12 @@ HEADER = ("split", "ids", "images", "captions", "official", "captions per image"
 
 @dataclass(frozen=True)
 class SplitSummary:
-    """What a split holds; (least, most) where it is per image or identity, None where nothing can be said."""
+    """Counts of a split; (least, most) for numbers per image or identity, None if unknown."""
 
     ids: int
     images: int
     captions: int
-    official: faults.Counts | None
+    official: checks.Counts | None
     captions_per_image: tuple[int, int] | None
     images_per_id: tuple[int, int] | None
     r1_ceiling: float | None
@@ -44,7 +44,7 @@ class SplitSummary:
 
 @dataclass(frozen=True)
 class Report:
-    """All there is to say about one data set; no splits where there are no annotations."""
+    """Result of the check of one data set; without splits if it has no annotations."""
 
     name: str
     splits: dict[str, SplitSummary]
@@ -56,12 +56,12 @@ class Report:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Tell what is wrong or remarkable with data sets on disk.")
+    parser = argparse.ArgumentParser(description="Find faults and oddities of data sets on disk.")
     parser.add_argument("datasets", nargs="+", metavar="DATASET", help=f"any of {', '.join(ADAPTERS)}")
     parser.add_argument("--root", type=Path, default=Path("data"), help="the data root; default: data")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the findings as JSON, too")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the findings as JSON")
     parser.add_argument(
-        "--tokenizer", help="as data.tokenizer; default: CLIP's from the hub, for synthetic the one in its folder"
+        "--tokenizer", help="value of data.tokenizer; default: CLIP's from the hub, for synthetic the one in its folder"
     )
     parser.add_argument(
         "--text-length", type=positive, default=DataConfig.text_length, help="tokens of a caption; default: %(default)s"
@@ -83,40 +83,47 @@ def main() -> None:
 
 
 def positive(text: str) -> int:
-    """A command line option that counts something."""
+    """Parse a command line option that counts something."""
     if (number := int(text)) < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, is {number}")
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {number}")
     return number
 
 
 def check(name: str, adapter: Adapter, options: argparse.Namespace, seen: Seen) -> Report:
-    """Reads everything of one data set, and looks for its images among those `seen` in others, which they then join."""
+    """Check one data set, and look for its images among those of other data sets.
+
+    Args:
+        name: name of the data set.
+        adapter: its adapter.
+        options: command line options.
+        seen: images of the data sets checked before; those of this one are added.
+    """
     try:
         source = adapter(options.root)
     except DataError as error:
         return Report(name, {}, [Finding("error", "no_annotations", str(error), 1, [])])
-    records, findings = faults.read_records(source)
+    records, findings = checks.read_records(source)
     splits = {split: [record for record in records if record.split == split] for split in SPLITS}
     texts = [Text(record, caption, clean(caption)) for record in records for caption in record.captions]
     tokenizer = str(source.folder / "tokenizer") if name == "synthetic" else "openai/clip-vit-base-patch16"
     looks = look_at_all(name, source.folder, [record.image_path for record in records], options)
 
-    findings += faults.split_findings(name, splits)
-    findings += faults.unreadable_findings(looks)
-    findings += faults.duplicate_findings(records, looks)
-    findings += faults.other_set_findings(name, records, looks, seen)
-    findings += faults.identity_findings(splits)
-    findings += faults.caption_findings(texts)
-    findings += faults.token_findings(texts, options.tokenizer or tokenizer, options.text_length)
+    findings += checks.split_findings(name, splits)
+    findings += checks.unreadable_findings(looks)
+    findings += checks.duplicate_findings(records, looks)
+    findings += checks.other_set_findings(name, records, looks, seen)
+    findings += checks.identity_findings(splits)
+    findings += checks.caption_findings(texts)
+    findings += checks.token_findings(texts, options.tokenizer or tokenizer, options.text_length)
     if options.headers_only:
-        message = "images of which only the header was read: truncated ones go unnoticed, contents were not compared"
+        message = "images of which only the header was read: truncation is not detected, contents were not compared"
         findings.append(Finding("note", "headers_only", message, len(looks), []))
     summaries = {split: summarize(name, split, splits[split], texts) for split in SPLITS}
     return Report(name, summaries, sorted(findings, key=lambda finding: LEVELS.index(finding.level)))
 
 
 def look_at_all(name: str, folder: Path, paths: Iterable[str], options: argparse.Namespace) -> dict[str, Look]:
-    """Reads each image once, in threads: decoding releases the interpreter, so they are as fast as processes."""
+    """Read each image once. Threads are as fast as processes, because decoding releases the interpreter lock."""
     unique = list(dict.fromkeys(paths))
     look = partial(look_at, folder, headers_only=options.headers_only)
     with ThreadPool(options.workers or num_workers(DataConfig())) as pool:
@@ -125,7 +132,7 @@ def look_at_all(name: str, folder: Path, paths: Iterable[str], options: argparse
 
 
 def look_at(folder: Path, path: str, *, headers_only: bool) -> Look:
-    """Reads an image as training does, and its bytes; `headers_only` opens it and no more."""
+    """Read an image as training does, and hash its bytes; `headers_only` only opens it."""
     file = folder / path
     if not os.path.exists(file):
         return Look(fault=MISSING)
@@ -135,7 +142,7 @@ def look_at(folder: Path, path: str, *, headers_only: bool) -> Look:
                 return Look()
         read_image(str(file))
         return Look(digest=hashlib.sha256(file.read_bytes()).digest())
-    except Exception as error:  # PIL's decoders raise errors of many types on damaged files
+    except Exception as error:  # PIL's decoders raise errors of many types for damaged files
         return Look(fault=str(error).removeprefix(f"{file}: ").replace(f"{folder}{os.sep}", ""))
 
 
@@ -146,7 +153,7 @@ def summarize(name: str, split: str, records: Sequence[Record], texts: Iterable[
         official=OFFICIAL[name][split] if name in OFFICIAL else None,
         captions_per_image=least_and_most([len(record.captions) for record in records]),
         images_per_id=least_and_most(Counter(record.pid for record in records).values()),
-        r1_ceiling=faults.r1_ceiling(queries) if queries and split != "train" else None,
+        r1_ceiling=checks.r1_ceiling(queries) if queries and split != "train" else None,
     )
 
 
@@ -165,7 +172,7 @@ def show(report: Report) -> None:
     levels = Counter(finding.level for finding in report.findings)
     verdict = ", ".join(f"{levels[level]} {level}{'s' * (levels[level] != 1)}" for level in LEVELS)
     lines.append(f"{report.name}: {verdict}: {'would train' if report.would_train else 'training would fail'}")
-    encoding = sys.stdout.encoding  # of a terminal or file that may not know every letter of the captions
+    encoding = sys.stdout.encoding  # may lack letters of the captions
     print("\n".join(lines).encode(encoding, "backslashreplace").decode(encoding))
 
 
@@ -176,7 +183,7 @@ def table_row(split: str, summary: SplitSummary) -> list[object]:
     return [
         split,
         *counts,
-        faults.format_counts(summary.official) + " (differs)" * differs if summary.official else "",
+        checks.format_counts(summary.official) + " (differs)" * differs if summary.official else "",
         *("-".join(map(str, dict.fromkeys(ends or ()))) for ends in ranges),
         "" if summary.r1_ceiling is None else summary.r1_ceiling,
     ]

@@ -1,4 +1,4 @@
-"""What can be wrong or remarkable in a data set's annotations, captions and images; each check yields findings."""
+"""Checks of a data set's annotations, captions and images; each one yields findings."""
 
 import unicodedata
 from collections import Counter, defaultdict
@@ -9,42 +9,43 @@ from typing import NamedTuple
 
 from datasets.annotations import SPLITS, Annotations, Record, Source, count_split, read_record
 from datasets.text.tokenizers import build_tokenizer
+from utils.batch import end_of_text
 from utils.errors import ConfigError, DataError
 
 LEVELS = ("error", "warning", "note")
 MAX_EXAMPLES, MAX_LETTERS = 5, 160
-COUNTED_TOKENS = 4096  # captions are encoded at this length, to see how long they are before they are cut
+COUNTED_TOKENS = 4096  # text length at which tokens are counted, so that captions are not cut
 MISSING = "no such image"
 
 Counts = tuple[int, int, int]  # identities, images, captions
-OFFICIAL: dict[str, dict[str, Counts]] = {  # as the reference logs of IRRA print them
+OFFICIAL: dict[str, dict[str, Counts]] = {  # as in IRRA's training logs
     "cuhk_pedes": {"train": (11003, 34054, 68126), "val": (1000, 3078, 6158), "test": (1000, 3074, 6156)},
     "icfg_pedes": {"train": (3102, 34674, 34674), "val": (0, 0, 0), "test": (1000, 19848, 19848)},
     "rstpreid": {"train": (3701, 18505, 37010), "val": (200, 1000, 2000), "test": (200, 1000, 2000)},
 }
-Seen = dict[bytes, set[tuple[str, str]]]  # digest of an image file -> every (data set, split) that has it
+Seen = dict[bytes, set[tuple[str, str]]]  # digest of an image file -> (data set, split) pairs that contain it
 
 
 @dataclass(frozen=True)
 class Finding:
-    """How bad it is (one of LEVELS), a short stable name, what it is, how often it occurs, and the first places."""
+    """A fault or oddity."""
 
-    level: str
-    kind: str
+    level: str  # one of LEVELS
+    kind: str  # short, stable name
     message: str
     count: int
-    examples: list[str]
+    examples: list[str]  # the first cases
 
 
 class Look(NamedTuple):
-    """What reading an image told: the digest of its file where that was read in full, and what is wrong with it."""
+    """Result of reading an image: digest of the file if it was read in full, and its fault."""
 
     digest: bytes | None = None
     fault: str | None = None
 
 
 class Text(NamedTuple):
-    """A caption as it was annotated, as the tokenizer sees it (`clean`), and what it was annotated to."""
+    """A caption as annotated and as the tokenizer sees it (`clean`), with its record."""
 
     record: Record
     caption: str
@@ -55,7 +56,7 @@ class Text(NamedTuple):
 
 
 def found(level: str, kind: str, message: str, cases: Sequence[object]) -> Iterator[Finding]:
-    """One finding with the first of these cases as examples; nothing where there are no cases."""
+    """A finding with the first cases as examples; none without cases."""
     if cases:
         yield Finding(level, kind, message, len(cases), [_printable(str(case)) for case in cases[:MAX_EXAMPLES]])
 
@@ -70,7 +71,7 @@ def _listed(items: Iterable[object]) -> str:
 
 
 def read_records(source: Source) -> tuple[list[Record], list[Finding]]:
-    """The sound annotations, with image paths relative to the data set's folder, and what is wrong with the others."""
+    """Valid annotations, with image paths relative to the data set's folder, and findings about the others."""
     records, faulty, splitless = [], [], []
     for number, row in enumerate(source.rows):
         try:
@@ -89,15 +90,15 @@ def read_records(source: Source) -> tuple[list[Record], list[Finding]]:
 
 
 def split_findings(name: str, splits: Mapping[str, list[Record]]) -> Iterator[Finding]:
-    """Splits that are not there, or differ from those of the papers."""
+    """Splits that are missing or differ from the official ones."""
     official = OFFICIAL.get(name, {})
     empty = [split for split in ("train", "test") if not splits[split]]
     yield from found("error", "missing_split", "splits without images, which train.py refuses", empty)
     if not splits["val"] and official.get("val") == (0, 0, 0):
-        message = "no val split, as published: train.py makes one of data.val_ids identities of train, "
+        message = "no val split, as published: train.py holds out data.val_ids training identities, "
         yield Finding("note", "no_val", message + "unless eval.select_on=test", 1, [])
     elif not splits["val"]:
-        yield Finding("warning", "missing_val", "no val split, where there should be one", 1, [])
+        yield Finding("warning", "missing_val", "no val split, although the data set has one", 1, [])
     differing = [
         f"{split}: {format_counts(counts)}, official {format_counts(official[split])}"
         for split, counts in ((split, count_split(splits[split])) for split in official)
@@ -107,8 +108,8 @@ def split_findings(name: str, splits: Mapping[str, list[Record]]) -> Iterator[Fi
         "warning", "official_counts", "splits that differ from the official ones (ids/images/captions)", differing
     )
     if name in ("icfg_pedes", "rstpreid"):
-        message = "icfg_pedes and rstpreid were both drawn from MSMT17 and number its people differently: training on "
-        message += "one and testing on the other, or joint training, may show test people in training"
+        message = "icfg_pedes and rstpreid were both drawn from MSMT17 with different ids: joint training, or training "
+        message += "on one and testing on the other, may show test identities in training"
         yield Finding("note", "msmt17", message, 1, [])
 
 
@@ -117,7 +118,7 @@ def format_counts(counts: Counts) -> str:
 
 
 def identity_findings(splits: Mapping[str, list[Record]]) -> Iterator[Finding]:
-    """Identities in several splits or with a single image, and ids that are relabelled."""
+    """Identities in several splits or with a single image, and relabelled ids."""
     images = {split: Counter(record.pid for record in splits[split]) for split in SPLITS}
     homes: dict[int, list[str]] = defaultdict(list)
     for split in SPLITS:
@@ -132,19 +133,15 @@ def identity_findings(splits: Mapping[str, list[Record]]) -> Iterator[Finding]:
 
 
 def unreadable_findings(looks: Mapping[str, Look]) -> Iterator[Finding]:
-    """Images that are not there or cannot be read."""
+    """Missing and unreadable images."""
     missing = [path for path, look in looks.items() if look.fault == MISSING]
-    yield from found(
-        "error", "missing_image", "images that are not there (data.on_bad_image=skip leaves them out)", missing
-    )
+    yield from found("error", "missing_image", "missing images (data.on_bad_image=skip replaces them)", missing)
     damaged = [f"{path}: {look.fault}" for path, look in looks.items() if look.fault not in (None, MISSING)]
-    yield from found(
-        "error", "unreadable_image", "images that cannot be read (data.on_bad_image=skip leaves them out)", damaged
-    )
+    yield from found("error", "unreadable_image", "unreadable images (data.on_bad_image=skip replaces them)", damaged)
 
 
 def duplicate_findings(records: Iterable[Record], looks: Mapping[str, Look]) -> Iterator[Finding]:
-    """Images that are there more than once: by their content where that is known, else by their path."""
+    """Images that occur more than once, by content if it is known, else by path."""
     same_image: dict[bytes | str, list[Record]] = defaultdict(list)
     for record in records:
         same_image[looks[record.image_path].digest or record.image_path].append(record)
@@ -159,7 +156,7 @@ def duplicate_findings(records: Iterable[Record], looks: Mapping[str, Look]) -> 
         torn += [f"{names} (ids {_listed(pids)})"] * (len(pids) > 1)
         leaks += [f"{names} ({_listed(homes)})"] * (len(homes) > 1)
     yield from found("note", "repeated_path", "images annotated more than once", repeated)
-    yield from found("note", "identical_files", "images that are there as several files", identical)
+    yield from found("note", "identical_files", "images stored in several files", identical)
     yield from found("warning", "image_of_several_ids", "images of several identities", torn)
     yield from found("warning", "image_in_splits", "images in several splits", leaks)
 
@@ -167,25 +164,25 @@ def duplicate_findings(records: Iterable[Record], looks: Mapping[str, Look]) -> 
 def other_set_findings(
     name: str, records: Iterable[Record], looks: Mapping[str, Look], seen: Seen
 ) -> Iterator[Finding]:
-    """Images that a data set `seen` before has, too; then this one's are entered there."""
+    """Images that another data set contains as well; adds those of this one to `seen`."""
     shared: dict[tuple[str, str, str], dict[bytes, str]] = defaultdict(dict)
     mine = [(digest, record) for record in records if (digest := looks[record.image_path].digest)]
     for digest, record in mine:
         for other, split in seen.get(digest, ()):
             shared[record.split, other, split][digest] = record.image_path
     for (split, other, other_split), paths in sorted(shared.items()):
-        message = f"images of {split} that are also in {other} {other_split}"
+        message = f"images of {split} that also occur in {other} {other_split}"
         yield from found("warning", "image_in_other_set", message, list(paths.values()))
     for digest, record in mine:
         seen.setdefault(digest, set()).add((name, record.split))
 
 
 def caption_findings(texts: Sequence[Text]) -> Iterator[Finding]:
-    """Captions that are empty, in another script, or of several identities."""
+    """Captions that are empty, in another script, or shared by several identities."""
     for split in SPLITS:
         queries = [(text.clean, text.record.pid) for text in texts if text.record.split == split]
         shared = {text: pids for text, pids in _identities_of(queries).items() if len(pids) > 1}
-        message = f"texts of several identities in {split}"
+        message = f"texts shared by several identities in {split}"
         if shared and split != "train":
             asked = sum(pids.total() for pids in shared.values())
             message += f": {asked} of {len(queries)} captions; R@1 cannot exceed {r1_ceiling(queries):.2f}"
@@ -198,17 +195,20 @@ def caption_findings(texts: Sequence[Text]) -> Iterator[Finding]:
 
 
 def r1_ceiling(queries: Sequence[tuple[str, int]]) -> float:
-    """The highest R@1, in percent, that any model can reach with these (text, identity) queries, one at least.
+    """Highest R@1, in percent, that any model can reach.
 
-    Queries of the same text get the same ranking, and one identity is first in it: of the n_t queries of text t, at
-    most the m_t of its most frequent identity are answered right. The ceiling is 100 (1 - sum_t (n_t - m_t) / n).
+    Queries with the same text get the same ranking, with one identity in front. Of the n_t queries with text t, at most
+    the m_t of the most frequent identity succeed. The ceiling is 100 (1 - sum_t (n_t - m_t) / n).
+
+    Args:
+        queries: (text, identity), at least one.
     """
     lost = sum(pids.total() - max(pids.values()) for pids in _identities_of(queries).values())
     return 100.0 * (1 - lost / len(queries))
 
 
 def _identities_of(queries: Iterable[tuple[str, int]]) -> dict[str, Counter[int]]:
-    """Text -> how many of its queries are of which identity."""
+    """Text -> number of its queries per identity."""
     identities: dict[str, Counter[int]] = defaultdict(Counter)
     for text, pid in queries:
         identities[text][pid] += 1
@@ -216,20 +216,20 @@ def _identities_of(queries: Iterable[tuple[str, int]]) -> dict[str, Counter[int]
 
 
 def _has_foreign_letter(text: str) -> bool:
-    if text.isascii():  # nearly all: looking up names takes longer
+    if text.isascii():  # the usual case; looking up names takes longer
         return False
     return any(char.isalpha() and "LATIN" not in unicodedata.name(char, "") for char in text)
 
 
 def token_findings(texts: Sequence[Text], tokenizer: str, text_length: int) -> Iterator[Finding]:
-    """Captions that training and evaluation cut to `text_length` tokens."""
+    """Captions that are cut to `text_length` tokens."""
     try:
         encode = build_tokenizer(tokenizer, max(COUNTED_TOKENS, text_length + 1)).encode
     except ConfigError as error:
         message = f"captions over {text_length} tokens were not counted: {error}"
         yield Finding("note", "tokens_not_counted", message, len(texts), [])
         return
-    lengths = [int(encode(text.caption).argmax()) + 1 for text in texts]  # the end token has the highest id
+    lengths = [int(end_of_text(encode(text.caption))) + 1 for text in texts]
     order = sorted(range(len(texts)), key=lambda number: -lengths[number])
     long = [f"{lengths[i]} tokens: {texts[i]}" for i in order if lengths[i] > text_length]
     message = f"captions over {text_length} tokens (start and end included), which are cut; the longest"

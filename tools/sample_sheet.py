@@ -1,4 +1,4 @@
-"""Draws a sheet of synthetic pedestrians and captions: `python -m tools.sample_sheet --out docs/synthetic.png`."""
+"""Draw a sheet of synthetic pedestrians and captions: `python -m tools.sample_sheet --out docs/synthetic.png`."""
 
 import argparse
 import io
@@ -13,20 +13,27 @@ from PIL import Image, ImageDraw, ImageFont
 
 from datasets.synthetic.render import render_dataset
 
-COLUMNS, CELL, ZOOM, FONT_SIZE, LINE = 4, (236, 384), 2, 13, 17  # cells and letters in pixels
+COLUMNS, CELL, ZOOM, FONT_SIZE, LINE = 4, (236, 384), 2, 13, 17  # sizes in pixels
 MAX_BYTES = 300_000
 INK, PAPER = (32, 32, 36), (255, 255, 255)
 
 
 def chosen_rows(rows: list[dict[str, Any]], count: int, seed: int) -> list[tuple[dict[str, Any], str]]:
-    """(annotation, text under it): one image of each of `count` people, then all images of one more person.
+    """(annotation, caption) of one image each of `count` people, then of all images of another person.
+
+    Args:
+        rows: annotations.
+        count: number of people with one image.
+        seed: random seed of the choice.
 
     Raises:
         ValueError: the data set has too few people.
     """
     pids = sorted({row["id"] for row in rows})
     if not 1 <= count < len(pids):
-        raise ValueError(f"count must lie between 1 and {len(pids) - 1}, one less than there are people, not {count}")
+        raise ValueError(
+            f"--count: must be from 1 to {len(pids) - 1} (one less than the number of people), got {count}"
+        )
     rng = np.random.default_rng(seed)
     *few, one = (int(pid) for pid in rng.choice(pids, count + 1, replace=False))
     images = {pid: [row for row in rows if row["id"] == pid] for pid in (*few, one)}
@@ -35,10 +42,10 @@ def chosen_rows(rows: list[dict[str, Any]], count: int, seed: int) -> list[tuple
 
 
 def paint_sheet(folder: Path, count: int, seed: int) -> Image.Image:
-    """The sheet: RGB, `COLUMNS` cells wide, the last row (or rows) showing one person several times."""
+    """Draw the sheet, `COLUMNS` cells wide; the last rows show one person several times."""
     rows = json.loads((folder / "reid_raw.json").read_text(encoding="utf-8"))
     cells = chosen_rows(rows, count, seed)
-    first_of_last = -(-count // COLUMNS) * COLUMNS  # the several images of one person start a row of their own
+    first_of_last = -(-count // COLUMNS) * COLUMNS  # the images of one person start a new row
     lines = -(-(first_of_last + len(cells) - count) // COLUMNS)
     sheet = Image.new("RGB", (COLUMNS * CELL[0], lines * CELL[1] + 2 * LINE), PAPER)
     pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=FONT_SIZE)
@@ -55,7 +62,7 @@ def paint_sheet(folder: Path, count: int, seed: int) -> Image.Image:
 
 
 def small_png(sheet: Image.Image) -> bytes:
-    """The sheet as a palette PNG, with as many colours as `MAX_BYTES` allow."""
+    """Encode the sheet as a palette PNG with as many colours as `MAX_BYTES` allows."""
     data = b""
     for colors in (256, 128, 64, 32, 16):
         buffer = io.BytesIO()
@@ -69,10 +76,12 @@ def small_png(sheet: Image.Image) -> bytes:
 def main(arguments: list[str] | None = None) -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--root", type=Path, default=Path("data"), help="data root; rendered into if need be")
-    parser.add_argument("--out", type=Path, default=Path("docs/synthetic.png"), help="the PNG to write")
-    parser.add_argument("--count", type=int, default=8, help="people shown with one image each")
-    parser.add_argument("--seed", type=int, default=0, help="which people are shown")
+    parser.add_argument(
+        "--root", type=Path, default=Path("data"), help="data root; the data set is rendered there if it is missing"
+    )
+    parser.add_argument("--out", type=Path, default=Path("docs/synthetic.png"), help="PNG file to write")
+    parser.add_argument("--count", type=int, default=8, help="number of people with one image")
+    parser.add_argument("--seed", type=int, default=0, help="random seed of the choice")
     options = parser.parse_args(arguments)
     try:
         sheet = paint_sheet(render_dataset(options.root), options.count, options.seed)

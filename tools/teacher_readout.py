@@ -1,6 +1,6 @@
-"""What support sets are worth: one image and one caption of each person, ranked plain and with a trained fusion.
+"""Rank one image and one caption of each person, plain and fused with support sets by a trained teacher.
 
-Support sets are chosen by identity, so the numbers with support use the labels: a sanity check of a teacher, no result.
+Support sets are chosen by identity, so the numbers with support use test labels: a sanity check, not a result.
 """
 
 import argparse
@@ -28,7 +28,7 @@ from utils.metrics import retrieval_metrics
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--run", type=Path, required=True, help="a run folder; only a fusion's has support")
+    parser.add_argument("--run", type=Path, required=True, help="run folder; rows with support need a fusion")
     parser.add_argument("--split", default="train", choices=["train", "val", "test"], help="default: train")
     parser.add_argument("--checkpoint", default="last", choices=["last", "best"], help="default: last")
     parser.add_argument(
@@ -41,15 +41,21 @@ def main() -> None:
 
 
 def read_out(run: Path, split: str, checkpoint: str, overrides: list[str]) -> dict[str, dict[str, float]]:
-    """Metrics of the first image and caption of each person of a split, plain and, of a fusion, with support.
+    """Metrics of the first image and caption of each person of a split, plain and (for a fusion) with support sets.
+
+    Args:
+        run: run folder of the teacher.
+        split: train, val or test.
+        checkpoint: best or last.
+        overrides: overrides of the run's config.
 
     Raises:
-        DataError: there is no such split.
+        DataError: the split is empty.
     """
     config = run_config(run, overrides)
-    task = build_task(config, None, pretrained=False)
+    task = build_task(config, weights=False)
     load_weights(task, run / f"{checkpoint}.pt", format="own")
-    annotations = load_annotations(config.data.dataset, config.data.root, val_ids=config.val_ids)
+    annotations = load_annotations(config.data.dataset, config.data.root, val_ids=config.carved_val_ids)
     records = annotations.train if split == "train" else annotations.split(split)
     if not records:
         raise DataError(f"{annotations.folder}: has no {split} split")
@@ -61,7 +67,7 @@ def read_out(run: Path, split: str, checkpoint: str, overrides: list[str]) -> di
     pairs = TrainPairs(records, labels, transform, tokenizer, teacher.inputs, config.train.seed, config.data)
     fill_cache(teacher, pairs, config, device)
 
-    firsts: dict[int, int] = {}  # each person's first pair
+    firsts: dict[int, int] = {}  # pid -> first pair
     for place, pair in enumerate(pairs.pairs):
         firsts.setdefault(pair.record.pid, place)
     items = [pairs[place] for place in firsts.values()]

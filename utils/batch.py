@@ -1,52 +1,59 @@
-"""What a batch holds: the one thing that `datasets`, `model` and `processor` all know."""
+"""Contents of a batch: the one format that `datasets`, `model` and `processor` share."""
 
 from collections.abc import Mapping
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 
+from utils.sharding import Shard
+
 Batch: TypeAlias = dict[str, Tensor]
 
-# B pairs in a batch, M slots in the support set of each, L columns of text (the longest caption of the batch, unless
-# full-length text is asked for), K masked tokens in the whole batch. A task names the fields it needs; the loaders
-# make those and no others.
+# A micro-batch has R rows: one for each view or text of a pair. L columns of text reach to its longest caption, unless
+# full-length text is asked for. A support set has M slots, and K tokens are masked in all. A task names the fields that
+# it needs, and the loaders make no others.
 FIELDS: Mapping[str, str] = {
-    "index": "int64 (B,): position of each pair in the training list",
-    "images": "float32 (B, 3, H, W): normalised",
-    "caption_ids": "int64 (B, L): token ids, 0 = padding",
-    "pids": "int64 (B,): identities, relabelled 0..C-1 in training",
-    "image_ids": "int64 (B,): number of each pair's image in its split",
-    "support_images": "float32 (R, 3, H, W): other images of the identities, the real ones of all pairs in a row",
-    "support_image_mask": "bool (B, M): which slots are real",
-    "support_image_pairs": "int64 (B, M): training pairs that have those images",
-    "support_caption_ids": "int64 (S, L'): other captions of the identities, the real ones of all pairs in a row",
-    "support_caption_mask": "bool (B, M): which slots are real",
-    "support_caption_pairs": "int64 (B, M): training pairs that have those captions",
-    "clean": "bool (B,): false where noise gave the pair a caption that is not its own",
-    "mlm_ids": "int64 (B, L): caption_ids with some tokens masked or replaced",
-    "mlm_labels": "int64 (B, L): the original token where mlm_ids asks for it, else 0",
-    "mlm_positions": "int64 (K,): where mlm_labels.flatten() is not 0, found on the CPU so that no GPU has to wait",
+    "index": "int64 (R,): position of the row's pair in the training list",
+    "images": "float32 (R, 3, H, W): normalised",
+    "caption_ids": "int64 (R, L): token ids, 0 = padding",
+    "pids": "int64 (R,): training identities, relabelled 0..C-1",
+    "image_ids": "int64 (R,): number of the row's image in its split",
+    "support_images": "float32 (S, 3, H, W): other images of the identities, without empty slots",
+    "support_image_mask": "bool (R, M): occupied slots",
+    "support_image_pairs": "int64 (R, M): training pairs that these images belong to",
+    "support_caption_ids": "int64 (S', L'): other captions of the identities, without empty slots",
+    "support_caption_mask": "bool (R, M): occupied slots",
+    "support_caption_pairs": "int64 (R, M): training pairs that these captions belong to",
+    "clean": "bool (R,): False where noise replaced the caption",
+    "mlm_ids": "int64 (R, L): caption_ids with some tokens masked or replaced",
+    "mlm_labels": "int64 (R, L): the original token where it is to be predicted, else 0",
+    "mlm_positions": "int64 (K,): non-zero positions of mlm_labels.flatten(), found on the CPU to avoid a device sync",
 }
 
 
-# Where W processes train, or a batch comes in parts, "shards", int64 (W,) on the CPU, says how many pairs of this part
-# of the whole batch each process has.
+class MicroBatch(NamedTuple):
+    """The rows of a batch that a process encodes at a time, and how the other processes' rows relate to them."""
+
+    fields: Batch
+    shard: Shard
+
+    def to(self, device: torch.device) -> "MicroBatch":
+        return MicroBatch(to_device(self.fields, device), self.shard)
+
+
+def to_device(fields: Batch, device: torch.device) -> Batch:
+    """The fields on `device`; copies from pinned memory do not block."""
+    return {name: value.to(device, non_blocking=True) for name, value in fields.items()}
 
 
 def caption_mask(caption_ids: Tensor) -> Tensor:
-    """bool (B, L): the columns of ids (B, L) up to the last that is no padding, the first one in any case."""
+    """Mask of the columns up to the last token, the first column always included: ids (B, L) -> bool (B, L)."""
     mask = caption_ids.flip(1).cumsum(dim=1).flip(1) > 0
     mask[:, 0] = True
     return mask
 
 
-def num_pairs(batch: Batch) -> int:
-    """Those that all processes have."""
-    return int(batch["shards"].sum()) if "shards" in batch else len(batch["index"])
-
-
-def to_device(batch: Batch, device: torch.device) -> Batch:
-    """The batch on `device`, but for its `shards`; copies from pinned memory do not block."""
-    moved = {name: value.to(device, non_blocking=True) for name, value in batch.items() if name != "shards"}
-    return moved | {name: value for name, value in batch.items() if name == "shards"}
+def end_of_text(caption_ids: Tensor) -> Tensor:
+    """Position of the end-of-text token, which has the largest id in CLIP's vocabulary: (..., L) -> int64 (...)."""
+    return caption_ids.argmax(dim=-1)

@@ -1,4 +1,4 @@
-"""Checkpoints: written whole or not at all, read without running what is in them."""
+"""Checkpoints: written atomically, read without running code."""
 
 import contextlib
 import os
@@ -14,10 +14,14 @@ from utils.errors import CheckpointError
 
 
 def save_checkpoint(path: str | Path, content: Mapping[str, Any]) -> None:
-    """Write `content` to `path` by way of a temporary file, so that a kill leaves the old file or the new one.
+    """Write `content` by way of a temporary file, so that a kill leaves the old file or the new one.
+
+    Args:
+        path: file to write.
+        content: tensors and plain values.
 
     Raises:
-        CheckpointError: the disk is full or not writable; the old file is untouched.
+        CheckpointError: the disk is full or not writable; the old file is unchanged.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.tmp")
@@ -34,10 +38,10 @@ def save_checkpoint(path: str | Path, content: Mapping[str, Any]) -> None:
 
 
 def load_checkpoint(path: str | Path) -> dict[str, Any]:
-    """Read what `save_checkpoint` wrote, onto the CPU; tensors and plain values only, no code is run.
+    """Read a file of `save_checkpoint` onto the CPU: tensors and plain values, without running code.
 
     Raises:
-        CheckpointError: no such file, cut or damaged, or a pickle that would run code.
+        CheckpointError: there is no such file, it is damaged, or its pickle would run code.
     """
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
@@ -46,38 +50,43 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     except pickle.UnpicklingError as error:
         if "global" in str(error).lower():  # torch's word for a class or function that a pickle names
             raise CheckpointError(
-                f"{path}: refused: it holds more than weights, and reading it could run code; if you trust its "
+                f"{path}: refused, because it holds more than weights and reading it could run code; if you trust its "
                 "source, save its state dict alone: torch.save(torch.load(FILE, weights_only=False)['model'], NEW)"
             ) from None
-        raise CheckpointError(f"{path}: damaged or no checkpoint (no pickle of weights)") from None
-    except Exception as error:  # damaged bytes make the readers raise errors of many types
-        raise CheckpointError(f"{path}: damaged or no checkpoint ({first_line(error)})") from None
+        raise CheckpointError(f"{path}: damaged, or no checkpoint (no pickle of weights)") from None
+    except Exception as error:  # readers raise errors of many types for damaged bytes
+        raise CheckpointError(f"{path}: damaged, or no checkpoint ({first_line(error)})") from None
     if not isinstance(content, dict):
-        raise CheckpointError(f"{path}: no checkpoint (it holds a {type(content).__name__})")
+        raise CheckpointError(f"{path}: must hold a checkpoint, got a {type(content).__name__}")
     return content
 
 
 def load_state(module: nn.Module, state: Mapping[str, Tensor], source: str | Path) -> None:
-    """Copy `state` into `module`; every name and shape must fit.
+    """Copy `state` into `module`; every name and shape must match.
+
+    Args:
+        module: module to load into.
+        state: name -> tensor.
+        source: path of the file, for error messages.
 
     Raises:
-        CheckpointError: the checkpoint is of another architecture; says which tensors differ.
+        CheckpointError: the architectures differ; names the tensors.
     """
-    own = module.state_dict()
+    current = module.state_dict()
     problems = [
-        *_listed("missing", own.keys() - state.keys()),
-        *_listed("unexpected", state.keys() - own.keys()),
+        *_listed("missing", current.keys() - state.keys()),
+        *_listed("unexpected", state.keys() - current.keys()),
         *_listed(
             "of another shape",
             (
-                f"{name} {tuple(state[name].shape)}, here {tuple(own[name].shape)}"
-                for name in own.keys() & state.keys()
-                if own[name].shape != state[name].shape
+                f"{name} {tuple(state[name].shape)}, here {tuple(current[name].shape)}"
+                for name in current.keys() & state.keys()
+                if current[name].shape != state[name].shape
             ),
         ),
     ]
     if problems:
-        raise CheckpointError(f"{source}: of another architecture than the config's: {'; '.join(problems)}")
+        raise CheckpointError(f"{source}: does not fit the architecture of the config: {'; '.join(problems)}")
     module.load_state_dict(dict(state))
 
 

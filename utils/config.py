@@ -1,8 +1,6 @@
-"""YAML files -> one mapping -> typed, frozen dataclasses; every mistake is an error that names its dotted path."""
+"""YAML files -> one mapping -> typed, frozen dataclasses. Every mistake is an error that names its dotted path."""
 
 import dataclasses
-import functools
-import inspect
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -13,19 +11,20 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from utils.errors import ConfigError
-from utils.registry import did_you_mean
+from utils.options import check_bounds, schema_of
+from utils.registry import Registry, did_you_mean
 
 T = TypeVar("T")
 
 
 def load_layers(path: str | Path, overrides: Iterable[str] = ()) -> dict[str, Any]:
-    """Read a YAML with its chain of `base` files, put `a.b=c` overrides on top, drop the losses set to null.
+    """Read a YAML with its chain of `base` files, apply `a.b=c` overrides, drop losses that are null.
 
     Mappings merge, lists replace. `base` is relative to the file that names it.
 
     Raises:
-        ConfigError: unreadable or malformed file, duplicate key, circular `base`, an override without `=`,
-            a null for a loss that no lower layer has.
+        ConfigError: unreadable or malformed file, duplicate key, circular `base`, override without `=`, or null for a
+            loss that no lower layer has.
     """
     merged = OmegaConf.create()
     for source, layer in [*_file_layers(Path(path), seen=()), *map(_override_layer, overrides)]:
@@ -41,35 +40,102 @@ def load_layers(path: str | Path, overrides: Iterable[str] = ()) -> dict[str, An
 
 
 def typed(schema: type[T], data: Mapping[str, Any], prefix: str = "") -> T:
-    """`data` as an instance of the dataclass `schema`, values converted to the declared types.
+    """Convert `data` to an instance of the dataclass `schema`.
+
+    Args:
+        schema: dataclass with the declared types, bounds and defaults.
+        data: plain values.
+        prefix: dotted path of `data` in the config, for error messages.
 
     Raises:
-        ConfigError: unknown key, value of the wrong type, missing value; the message begins with the dotted path.
+        ConfigError: unknown key, value of the wrong type or out of bounds, missing value.
     """
     try:
-        return typing.cast(T, OmegaConf.to_object(_merge(schema, data)))
+        options = typing.cast(T, OmegaConf.to_object(_merge(schema, data)))
     except (OmegaConfBaseException, TypeError) as error:
         path, cause = _locate(schema, data) or ((str(getattr(error, "full_key", None) or ""),), error)
         raise ConfigError(_explain(schema, path, prefix, cause)) from None
+    check_bounds(options, prefix)
+    return options
 
 
 def constructor_options(constructor: Callable[..., Any], options: Mapping[str, Any], prefix: str) -> dict[str, Any]:
-    """The keyword arguments for `constructor` that a YAML's `options` mean: checked, typed, defaults filled in.
+    """The keyword arguments for `constructor`: checked, typed, defaults filled in.
 
     The constructor is the schema: its keyword-only parameters are what YAML may set, with their annotations and
-    defaults, and those of its base class where it takes `**options` for that. `prefix` is where the options stand in
-    the config.
+    defaults (see `schema_of`).
+
+    Args:
+        constructor: class or function.
+        options: plain values from YAML.
+        prefix: dotted path of `options` in the config, for error messages.
 
     Raises:
-        ConfigError: an option that the constructor does not take, of the wrong type, or a required one missing.
+        ConfigError: as `typed`.
     """
-    schema = _schema_of(constructor)
-    chosen: Any = typed(schema, options, prefix)
-    return {field.name: getattr(chosen, field.name) for field in dataclasses.fields(schema)}
+    return _as_dict(typed(schema_of(constructor), options, prefix))
+
+
+def component_options(
+    registry: Registry[Any], options: Mapping[str, Any], path: str, default: str | None = None
+) -> dict[str, Any]:
+    """The options of a component that the key `name` chooses, `name` included: checked, typed, defaults filled in.
+
+    Null drops an option that the component does not have, which it may inherit from a config of another component.
+
+    Args:
+        registry: components that `name` may choose.
+        options: plain values from YAML.
+        path: dotted path of `options` in the config, for error messages.
+        default: component to take without `name`.
+
+    Raises:
+        ConfigError: no or unknown name, or as `typed`.
+    """
+    name = options.get("name", default)
+    if not isinstance(name, str):
+        raise ConfigError(f"{path}.name: must be set, got {to_plain(name)}; {did_you_mean('', registry)}")
+    schema = schema_of(registry.get(name, f"{path}.name"), ("name", str, name))
+    known = [field.name for field in dataclasses.fields(schema)]
+    for key in options:
+        if key not in known and options[key] is not None:
+            near = did_you_mean(str(key), known)
+            raise ConfigError(f"{path}.{key}: {name} has no such option (null drops an inherited one); {near}")
+    return _as_dict(typed(schema, {key: value for key, value in options.items() if key in known}, path))
+
+
+def _as_dict(options: Any) -> dict[str, Any]:
+    return {field.name: getattr(options, field.name) for field in dataclasses.fields(options)}
+
+
+def named_options(entries: Iterable[Any], registry: Registry[Any], path: str) -> list[tuple[str, dict[str, Any]]]:
+    """Name and checked options of list entries `name` or `{name: {option: value}}`.
+
+    Args:
+        entries: list from YAML.
+        registry: components that the names refer to.
+        path: dotted path of the list in the config, for error messages.
+
+    Raises:
+        ConfigError: an entry of another form, an unknown name, a name that occurs twice, or as `typed`.
+    """
+    chosen: list[tuple[str, dict[str, Any]]] = []
+    for entry in entries:
+        named = {entry: {}} if isinstance(entry, str) else entry
+        if not isinstance(named, Mapping) or len(named) != 1:
+            raise ConfigError(f"{path}: entries must be a name or {{name: options}}, got {entry!r}")
+        ((name, options),) = named.items()
+        component = registry.get(str(name), path)
+        if not isinstance(options, Mapping):
+            raise ConfigError(f"{path}.{name}: options must be a mapping, got {options!r}")
+        if name in dict(chosen):
+            raise ConfigError(f"{path}: '{name}' must occur once, got it twice")
+        chosen.append((str(name), constructor_options(component, options, f"{path}.{name}")))
+    return chosen
 
 
 def to_plain(value: Any) -> Any:
-    """Dataclasses, tuples and mappings as the dicts and lists that YAML holds."""
+    """Convert dataclasses, tuples and mappings to the dicts and lists that YAML holds."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         value = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
     if isinstance(value, Mapping):
@@ -78,8 +144,17 @@ def to_plain(value: Any) -> Any:
 
 
 def to_yaml(config: Any) -> str:
-    """The config as YAML text that `load_layers` and `typed` read back to an equal object."""
+    """The config as YAML text, which `load_layers` and `typed` read back to an equal object."""
     return OmegaConf.to_yaml(OmegaConf.create(to_plain(config)))
+
+
+def leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted path, value) of all values in nested mappings except the mappings themselves."""
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from leaves(item, f"{path}.{key}" if path else str(key))
+    else:
+        yield path, value
 
 
 def _file_layers(path: Path, seen: tuple[Path, ...]) -> list[tuple[str, DictConfig]]:
@@ -94,12 +169,12 @@ def _file_layers(path: Path, seen: tuple[Path, ...]) -> list[tuple[str, DictConf
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f"{path}: {_yaml_problem(error)}") from None
     if not isinstance(layer, DictConfig):
-        raise ConfigError(f"{path}: a config is a mapping of keys to values")
+        raise ConfigError(f"{path}: a config must be a mapping of keys to values")
     base = layer.pop("base", None)
     if base is None:
         return [(str(path), layer)]
     if not isinstance(base, str):
-        raise ConfigError(f"{path}: 'base' must be the name of one file")
+        raise ConfigError(f"{path}: 'base' must be the name of one file, got {base}")
     return [*_file_layers(path.parent / base, (*seen, path.resolve())), (str(path), layer)]
 
 
@@ -107,7 +182,7 @@ def _override_layer(text: str) -> tuple[str, DictConfig]:
     key, equals, _ = text.partition("=")
     source = f"--set {text}"
     if not equals or not key.strip("."):
-        raise ConfigError(f"{source}: write it as key.subkey=value")
+        raise ConfigError(f"{source}: must have the form key.subkey=value")
     try:
         return source, OmegaConf.from_dotlist([text])
     except (yaml.YAMLError, OmegaConfBaseException) as error:
@@ -122,8 +197,8 @@ def _check_dropped_losses(merged: DictConfig, layer: DictConfig, source: str) ->
     for name in map(str, losses):
         if losses[name] is None and name not in present:
             raise ConfigError(
-                f"losses.{name}: null drops an inherited loss, but there is none of this name "
-                f"(the config has {', '.join(present) or 'no losses'}); to add it write '{name}: {{}}' [{source}]"
+                f"losses.{name}: null drops an inherited loss, got null for one that is not inherited "
+                f"(the config has {', '.join(present) or 'no losses'}); write '{name}: {{}}' to add it [{source}]"
             )
 
 
@@ -141,7 +216,7 @@ def _merge(schema: type, data: Mapping[str, Any]) -> Any:
 def _locate(
     schema: type, data: Mapping[str, Any], above: tuple[str, ...] = ()
 ) -> tuple[tuple[str, ...], Exception] | None:
-    """The path of the smallest piece of `data` that does not fit `schema`, and why (OmegaConf does not always say)."""
+    """Path and error of the smallest piece of `data` that does not fit. OmegaConf does not always say."""
     for key, value in data.items():
         path = (*above, str(key))
         piece: Any = value
@@ -169,50 +244,16 @@ def _explain(schema: type, path: tuple[str, ...], prefix: str, error: Exception)
     return f"{'.'.join(part for part in (prefix, *path) if part)}: {_first_line(error)}"
 
 
-def _schema_of(constructor: Callable[..., Any]) -> type:
-    """A dataclass with one field for each keyword-only parameter of `constructor`, and of those that it hands on to."""
-    fields: dict[str, Any] = {}
-    for target in _targets(constructor):
-        hints = typing.get_type_hints(target)
-        for parameter in inspect.signature(target).parameters.values():
-            if parameter.kind is not inspect.Parameter.KEYWORD_ONLY:
-                continue
-            default = dataclasses.field(default="???")  # OmegaConf's mark of a value that must be given
-            if parameter.default is not inspect.Parameter.empty:
-                default = dataclasses.field(default_factory=functools.partial(_same, parameter.default))
-            fields.setdefault(parameter.name, (parameter.name, hints.get(parameter.name, Any), default))
-    name = getattr(constructor, "__name__", "Options")
-    return dataclasses.make_dataclass(name, fields.values(), frozen=True)
-
-
-def _targets(constructor: Callable[..., Any]) -> Iterator[Callable[..., Any]]:
-    """The function; or a class's `__init__`, and while these take `**options` for it, that of the next base class."""
-    if not inspect.isclass(constructor):
-        yield constructor
-        return
-    for owner in constructor.__mro__:
-        if "__init__" in vars(owner):
-            target = vars(owner)["__init__"]
-            yield target
-            kinds = [parameter.kind for parameter in inspect.signature(target).parameters.values()]
-            if inspect.Parameter.VAR_KEYWORD not in kinds:
-                return
-
-
-def _same(value: T) -> T:
-    return value
-
-
 def _first_line(error: Exception) -> str:
     return str(error).split("\n")[0]
 
 
 def _yaml_problem(error: Exception) -> str:
-    """What is wrong and on which line, of a YAML error, in one line."""
+    """Problem and line of a YAML error, in one line."""
     if "tag:yaml.org,2002:python/" in str(error):
         return (
-            "it would build Python objects, which is refused; if it is the configs.yaml of a published model, "
-            "take our YAML of that method and give test.py its checkpoint with --weights"
+            "refused, because it would build Python objects; if it is the configs.yaml of a published model, use our "
+            "YAML of that method and pass the checkpoint to test.py with --weights"
         )
     if isinstance(error, yaml.MarkedYAMLError) and error.problem and error.problem_mark:
         return f"{error.problem} (line {error.problem_mark.line + 1})"

@@ -1,25 +1,25 @@
-"""Errors that are the user's to mend."""
+"""Errors that users can fix."""
 
 
 class UserError(Exception):
-    """Something in the command, the config or the data is wrong; the message says what, where and how to mend it."""
+    """A mistake in the command, the config or the data. The message says what is wrong, where, and how to fix it."""
 
     def __init__(self, message: str) -> None:
-        # A DataLoader worker's exception is raised anew here with its traceback as text in front: keep what it said.
+        # An exception of a DataLoader worker is raised again with its traceback in front of the message: drop that.
         super().__init__(message.rsplit(f"{type(self).__name__}: ", 1)[-1].strip())
 
 
 class ConfigError(UserError):
-    """A key or value of the config is wrong; the message begins with its dotted path."""
+    """Wrong key or value of the config; the message begins with its dotted path."""
 
 
 class DataError(UserError):
-    """A file of the data set is missing, damaged or not in the expected form."""
+    """Missing, damaged or malformed file of a data set."""
 
 
 class CheckpointError(UserError):
-    """A checkpoint cannot be read, is not safe to read, or does not fit the model."""
+    """Checkpoint that cannot be read, is not safe to read, or does not fit the model."""
 
 
 class TrainingError(UserError):
-    """Training cannot go on, for instance because the loss is no longer finite."""
+    """Training cannot continue, for instance because the loss is not finite."""

@@ -1,4 +1,4 @@
-"""What ends a program in one piece: errors that are the user's to mend, and faults of the machine."""
+"""Clean exits: a message in place of a traceback for users' mistakes and faults of the machine."""
 
 import contextlib
 import errno
@@ -12,7 +12,7 @@ import torch
 from utils.distributed import world_size
 from utils.errors import UserError
 
-OTHERS_WAIT = 5  # seconds until another process than the first says what went wrong
+OTHERS_WAIT = 5  # seconds that other processes than the first wait before they print their error
 DISK_FAULTS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
 
 
@@ -25,32 +25,32 @@ def exit_on_user_error() -> Iterator[None]:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
     except Exception as error:
-        message = str(error) if isinstance(error, UserError) else fault_of_the_machine(error)
+        message = str(error) if isinstance(error, UserError) else machine_fault(error)
         if message is None:
             raise
-        # Of torchrun, which the processes may not have joined yet. The first one says what all of them meet, and
-        # torchrun then ends the others.
+        # torchrun's variable: the process group may not exist yet. If all processes meet the same error, the first one
+        # prints it, and torchrun ends the others.
         if number := int(os.environ.get("RANK", "0")):
             time.sleep(OTHERS_WAIT)
         print(f"error: {message}" if number == 0 else f"error (process {number}): {message}", file=sys.stderr)
         sys.exit(1)
 
 
-def fault_of_the_machine(error: Exception) -> str | None:
-    """What to say of memory or a disk that is full, or of a process that was killed; None: it is none of these."""
+def machine_fault(error: Exception) -> str | None:
+    """Message for full memory, a full disk or a killed process; None for other errors."""
     text = (str(error).splitlines() or [""])[0]
     if isinstance(error, torch.OutOfMemoryError):
         return (
-            f"the device's memory is full ({text}); train.accumulate=4 or model.image.checkpointing=true train the "
-            "same in less, data.batch_size and eval.batch_size may be lower"
+            f"out of device memory ({text}); set train.accumulate=4 or model.image.checkpointing=true, which train the "
+            "same with less memory, or lower data.batch_size or eval.batch_size"
         )
     if isinstance(error, OSError) and error.errno in DISK_FAULTS:
-        return f"{error.filename or 'a file'}: {error.strerror}; the checkpoints that were written before are whole"
+        return f"{error.filename or 'a file'}: {error.strerror}; earlier checkpoints are intact"
     if isinstance(error, RuntimeError) and text.startswith("DataLoader worker"):
         return (
-            f"a data loading process has died, of too little memory perhaps ({text}); train.py --resume RUN goes on "
-            "from the last checkpoint, with fewer of them by --set data.workers=1"
+            f"a data loading worker died, perhaps for lack of memory ({text}); resume from the last checkpoint with "
+            "train.py --resume RUN, and with fewer workers: --set data.workers=1"
         )
     if isinstance(error, RuntimeError) and world_size() > 1 and ("closed by peer" in text or "reset by peer" in text):
-        return "another process has ended, see its message; train.py --resume RUN goes on from the last checkpoint"
+        return "another process ended, see its message; resume from the last checkpoint with train.py --resume RUN"
     return None

@@ -1,4 +1,4 @@
-"""What a run tells: log lines on the console and in a file, tables, metrics.jsonl, TensorBoard."""
+"""Output of a run: log lines on the console and in a file, progress bars, tables, metrics.jsonl."""
 
 import json
 import logging
@@ -15,7 +15,7 @@ LOGGER = logging.getLogger("tipr")
 
 
 class _ProgressBarHandler(logging.Handler):
-    """Writes above a progress bar instead of through it."""
+    """Writes log lines above a progress bar."""
 
     def emit(self, record: logging.LogRecord) -> None:
         tqdm.write(self.format(record), file=sys.stdout)
@@ -23,14 +23,14 @@ class _ProgressBarHandler(logging.Handler):
 
 
 class _LogFile(logging.FileHandler):
-    """A line that cannot be written is no reason for a traceback: the next checkpoint says what is wrong."""
+    """Ignores lines that cannot be written; the next checkpoint reports the full disk."""
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
         pass
 
 
 def start_logging(file: Path | None = None) -> None:
-    """Log to stdout, and to `file` where one is given."""
+    """Log to stdout, and to `file` if given."""
     handlers: list[logging.Handler] = [_ProgressBarHandler()]
     if file is not None:
         handlers.append(_LogFile(file, encoding="utf-8"))
@@ -44,13 +44,13 @@ def start_logging(file: Path | None = None) -> None:
     LOGGER.propagate = False
 
 
-def progress(items: Iterable[Any], what: str, **options: Any) -> tqdm:
-    """A bar that goes away at its end; none where the output is no terminal, and of the first process only."""
+def progress(items: Iterable[Any], what: str, **options: Any) -> "tqdm[Any]":
+    """A progress bar that disappears at its end; shown on terminals, by the first process only."""
     return tqdm(items, desc=what, leave=False, disable=True if rank() else None, **options)
 
 
 def format_table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    """A boxed text table; numbers with two decimals."""
+    """Format a boxed text table; floats get two decimals."""
     cells = [[f"{cell:.2f}" if isinstance(cell, float) else str(cell) for cell in row] for row in [header, *rows]]
     widths = [max(len(row[column]) for row in cells) for column in range(len(header))]
     rule = "+" + "+".join("-" * (width + 2) for width in widths) + "+"
@@ -61,6 +61,6 @@ def format_table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
 
 
 def append_json_line(path: Path, record: Mapping[str, Any]) -> None:
-    """One more line of a .jsonl file."""
+    """Append a line to a .jsonl file."""
     with open(path, "a", encoding="utf-8") as file:
         file.write(json.dumps(record) + "\n")

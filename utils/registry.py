@@ -1,4 +1,4 @@
-"""Parts that a YAML chooses by name: a decorator to enter them, a lookup that knows the nearest right name."""
+"""Registries: components that YAML chooses by name."""
 
 import difflib
 from collections.abc import Callable, Iterable, Iterator
@@ -10,36 +10,49 @@ T = TypeVar("T")
 
 
 def did_you_mean(name: str, choices: Iterable[str]) -> str:
-    """`did you mean 'x'?` where one of `choices` is near `name`, else the list of all of them."""
+    """`did you mean 'x'?` if one of `choices` is close to `name`, else a list of all choices."""
     choices = list(choices)
     near = difflib.get_close_matches(name, choices, n=1)
     return f"did you mean '{near[0]}'?" if near else f"choose from {', '.join(choices) or 'nothing'}"
 
 
 class Registry(Generic[T]):
-    """Name -> part. `kind` is what error messages call it, for instance "loss"."""
+    """Name -> component.
+
+    Args:
+        kind: word for a component in error messages, for instance "loss".
+    """
 
     def __init__(self, kind: str) -> None:
         self.kind = kind
-        self._parts: dict[str, T] = {}
+        self._components: dict[str, T] = {}
 
     def register(self, name: str) -> Callable[[T], T]:
-        def enter(part: T) -> T:
-            assert name not in self._parts, f"{self.kind} '{name}' is registered twice"
-            self._parts[name] = part
-            return part
+        """Decorator that registers a component."""
+
+        def enter(component: T) -> T:
+            assert name not in self._components, f"{self.kind} '{name}' is registered twice"
+            self._components[name] = component
+            return component
 
         return enter
 
     def get(self, name: str, path: str) -> T:
-        """The part called `name`; `path` is the config key that asked for it.
+        """The component of this name.
+
+        Args:
+            name: registered name.
+            path: config key that asked for it, for the error message.
 
         Raises:
-            ConfigError: no part has this name.
+            ConfigError: no component has this name.
         """
-        if name not in self._parts:
-            raise ConfigError(f"{path}: unknown {self.kind} '{name}'; {did_you_mean(name, self._parts)}")
-        return self._parts[name]
+        if name not in self._components:
+            raise ConfigError(f"{path}: unknown {self.kind} '{name}'; {did_you_mean(name, self._components)}")
+        return self._components[name]
+
+    def values(self) -> Iterable[T]:
+        return self._components.values()
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._parts)
+        return iter(self._components)

@@ -1,4 +1,4 @@
-"""One seed for every global random number generator, and the state of those that training draws from."""
+"""Seeding of the global random number generators, and their state."""
 
 import random
 
@@ -17,13 +17,13 @@ def seed_everything(seed: int) -> None:
 
 
 def seed_process(seed: int) -> None:
-    """Where several processes train, let each draw its own masks and dropout from now on; the weights are made."""
+    """Re-seed per process once the weights are initialised, so that dropout and masks differ between processes."""
     if rank():
         torch.manual_seed(seed * 1_000_003 + rank())
 
 
 def random_state(device: torch.device) -> dict[str, Tensor]:
-    """The state of torch's generators: dropout and masking in the model draw from them, the data never do."""
+    """State of torch's generators, which dropout and masking in the model draw from; data loading does not."""
     state = {"cpu": torch.get_rng_state()}
     if device.type != "cpu":
         state["device"] = torch.get_device_module(device).get_rng_state(device)
@@ -31,7 +31,7 @@ def random_state(device: torch.device) -> dict[str, Tensor]:
 
 
 def set_random_state(state: dict[str, Tensor], device: torch.device) -> None:
-    """Go on where `random_state` was taken; a state of another kind of device is left out."""
+    """Restore a state of `random_state`; the state of another kind of device is ignored."""
     torch.set_rng_state(state["cpu"])
     if device.type != "cpu" and "device" in state:
         torch.get_device_module(device).set_rng_state(state["device"], device)

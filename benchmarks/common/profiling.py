@@ -1,4 +1,4 @@
-"""Time and peak memory of a call, for the benchmarks; Linux, CPU."""
+"""Time and peak memory of a call; Linux, CPU."""
 
 import multiprocessing
 import time
@@ -8,19 +8,19 @@ from typing import Any
 
 
 def in_fresh_process(function: Callable[..., Any], *args: Any) -> Any:
-    """The result of a module's function where nothing has been allocated yet: peaks are per process."""
+    """Call a module's function in a new process, because peak memory is counted per process."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         return pool.apply(function, args)
 
 
 def measured(function: Callable[[], Any]) -> tuple[float, float, Any]:
-    """Seconds, peak MB above what was held before, and the result."""
+    """Seconds, peak MB in addition to memory held before, and the result."""
     before, start = _memory_mb("VmRSS"), time.perf_counter()
     result = function()
     return time.perf_counter() - start, _memory_mb("VmHWM") - before, result
 
 
 def _memory_mb(field: str) -> float:
-    # Not getrusage: its peak survives exec, so a child of a large process would hide what it allocates itself.
+    # Not getrusage: its peak survives exec, so a child of a large process would report its parent's.
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(field)) / 1024

@@ -1,4 +1,4 @@
-"""Batches of random content, for the benchmarks."""
+"""Batches with random content."""
 
 import torch
 
@@ -6,11 +6,11 @@ from configs.schema import Config
 from utils.batch import Batch
 from utils.distributed import default_device
 
-NUM_PAIRS = 1000  # of the training set that a batch is of
+NUM_PAIRS = 1000  # size of the imagined training set
 
 
 def random_batch(config: Config, size: int, vocab_size: int) -> Batch:
-    """All fields that any of the tasks reads; every support slot is taken."""
+    """All fields that a task may read, with full support sets."""
     data = config.data
     height, width = data.image_size
 

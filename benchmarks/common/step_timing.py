@@ -1,4 +1,4 @@
-"""Time of training steps of several tasks, side by side."""
+"""Comparison of the training step times of several tasks."""
 
 import argparse
 import statistics
@@ -15,18 +15,18 @@ from utils.distributed import default_device, describe_device
 def steps_program(
     description: str | None, default: str, ways: Sequence[str], build: Callable[[str, Config], RetrievalTask]
 ) -> None:
-    """The command line of a program that compares the steps of several tasks.
+    """Command line of a program that compares the steps of several tasks.
 
     Args:
-        description: of the program.
-        default: path of the config that is taken where none is named.
-        ways: what is compared; the first is what the others are divided by.
-        build: a way and a config -> its task.
+        description: description of the program.
+        default: path of the default config.
+        ways: names of the tasks; ratios are relative to the first.
+        build: name and config -> task.
     """
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--config", default=default, help=f"default: {default}")
     parser.add_argument("--batch", type=int, default=8, help="pairs in a step; default: 8")
-    parser.add_argument("--steps", type=int, default=5, help="timed steps of each way, taken in turns; default: 5")
+    parser.add_argument("--steps", type=int, default=5, help="timed steps of each task, in turns; default: 5")
     arguments = parser.parse_args()
     config = load_config(arguments.config)
     tasks = {way: build(way, config).train() for way in ways}
@@ -36,9 +36,9 @@ def steps_program(
 
 
 def compare_steps(tasks: Mapping[str, RetrievalTask], batch: Batch, steps: int) -> str:
-    """A line for each task: the median time of its step (forward and backward), and its ratio to the first task's.
+    """One line per task: median time of a step (forward and backward), and its ratio to the first task's.
 
-    The tasks take turns, so that whatever else the machine does is spread over all of them; the first turn warms up.
+    The tasks take turns, so that other load on the machine affects all of them. The first turn warms up.
     """
     seconds: dict[str, list[float]] = {name: [] for name in tasks}
     for _ in range(steps + 1):

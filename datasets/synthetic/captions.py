@@ -1,11 +1,11 @@
-"""Writes captions for synthetic pedestrians, as annotators would, that never contradict the picture."""
+"""Captions of synthetic pedestrians, which never contradict the image."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from datasets.synthetic.people import Identity, Rng, View, choose
 
-# How annotators say it: value -> its words, the usual one repeated; a value without an entry is its own word.
+# Value -> synonyms, the usual one repeated. A value without an entry stands for itself.
 WORDS: dict[str, Sequence[str]] = {
     "man": ("man", "man", "guy", "male", "gentleman"), "woman": ("woman", "woman", "lady", "female"),
     "grey": ("grey", "gray"), "dark blue": ("dark blue", "dark blue", "navy blue"), "blond": ("blond", "blonde"),
@@ -18,12 +18,12 @@ WORDS: dict[str, Sequence[str]] = {
     "handbag": ("handbag", "purse"), "shoulder bag": ("shoulder bag", "crossbody bag", "messenger bag"),
 }  # fmt: skip
 MARKS = {"striped": "stripes", "checked": "checks", "dotted": "dots"}
-HAIR_PHRASES: dict[str, Sequence[str]] = {  # the first also reads well without a colour
+HAIR_PHRASES: dict[str, Sequence[str]] = {  # the first one also fits without a colour
     "short": ("short {}hair", "short {}hair", "{}hair cut short"), "long": ("long {}hair", "{}hair over the shoulders"),
     "ponytail": ("a {}ponytail", "{}hair tied in a ponytail"), "bun": ("a {}hair bun", "{}hair in a bun"),
     "bald": ("a bald head", "a shaved head"),
 }  # fmt: skip
-BAG_PHRASES: dict[str, Sequence[tuple[str, str]]] = {  # verb, and what follows it
+BAG_PHRASES: dict[str, Sequence[tuple[str, str]]] = {  # verb and object
     "backpack": (("carries", "{bag}"), ("has", "{bag} on {his} back"), ("carries", "{bag} on {his} back")),
     "shoulder bag": (("carries", "{bag}"), ("carries", "{bag} across {his} body"), ("has", "{bag} on {his} shoulder")),
     "hand": (("carries", "{bag}"), ("holds", "{bag} in {his} hand"), ("has", "{bag} in one hand")),
@@ -39,14 +39,14 @@ PARTICIPLES = {"has": " with", "wears": " wearing", "carries": ", carrying", "ho
 
 @dataclass(frozen=True)
 class Caption:
-    """A sentence or two, and what they state: field of `Identity` -> its value."""
+    """Text of a caption, and its facts: field of `Identity` -> value that the text states."""
 
     text: str
     facts: dict[str, str]
 
 
 class Writer:
-    """Writes one caption: each method returns a phrase and notes in `facts` what it states."""
+    """Writes one caption. Each method returns a phrase and records its facts."""
 
     def __init__(self, who: Identity, view: View, rng: Rng) -> None:
         self.who, self.view, self.rng = who, view, rng
@@ -56,7 +56,7 @@ class Writer:
         return bool(self.rng.random() < probability)
 
     def say(self, field: str) -> str:
-        """A word for the value of this field."""
+        """A word for the value of a field."""
         value: str = getattr(self.who, field)
         self.facts[field] = value
         return choose(self.rng, WORDS.get(value, (value,)))
@@ -108,7 +108,7 @@ class Writer:
         return verb, rest.format(bag=article(color + noun), his=PRONOUNS[self.who.sex][1])
 
     def clauses(self) -> tuple[list[tuple[str, str]], str]:
-        """What is said, as (verb, object) in the order hair, clothes, bag; and clothes left for the last sentence."""
+        """Clauses (verb, object) in the order hair, clothes, bag, and clothes for a last sentence."""
         who, said = self.who, []
         hair_seen = who.cap == "none" or who.hair_style in ("long", "ponytail")
         if hair_seen and self.maybe(0.3):
@@ -130,7 +130,7 @@ class Writer:
         return said, listing(more, "and") if apart else ""
 
     def write(self) -> str:
-        """The caption's text; `facts` is complete afterwards."""
+        """Write the text and complete `facts`."""
         noun, (he, his) = self.say("sex"), PRONOUNS[self.who.sex]
         said, apart = self.clauses()
         head = 1 + int(self.rng.random() * min(3, len(said)))
@@ -152,7 +152,7 @@ class Writer:
 
 
 def describe(who: Identity, view: View, rng: Rng) -> Caption:
-    """A caption of this sighting: `MIN_WORDS` to `MAX_WORDS` words that state at least three things beside the sex."""
+    """Write a caption of `MIN_WORDS` to `MAX_WORDS` words that states the sex and at least three other facts."""
     while True:
         writer = Writer(who, view, rng)
         text = writer.write()
@@ -161,20 +161,20 @@ def describe(who: Identity, view: View, rng: Rng) -> Caption:
 
 
 def article(text: str) -> str:
-    """`text` behind its indefinite article."""
+    """`text` with its indefinite article."""
     return f"{'an' if text[0] in 'aeiou' else 'a'} {text}"
 
 
 def listing(items: Sequence[str], last: str = "and") -> str:
-    """The items as an enumeration with `last` before the last one: a, b and c."""
+    """Enumerate items, with `last` before the last one: a, b and c."""
     return f"{', '.join(items[:-1])} {last} {items[-1]}" if len(items) > 1 else "".join(items)
 
 
 def finite(clauses: Sequence[tuple[str, str]]) -> str:
-    """Clauses as the predicate of a sentence."""
+    """Join clauses to the predicate of a sentence."""
     return listing([f"{verb} {rest}" for verb, rest in clauses])
 
 
 def participle(clause: tuple[str, str]) -> str:
-    """A clause as an attribute of a noun."""
+    """Turn a clause into an attribute of a noun."""
     return f"{PARTICIPLES[clause[0]]} {clause[1]}"

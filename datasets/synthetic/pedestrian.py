@@ -1,4 +1,4 @@
-"""Draws one synthetic pedestrian as a camera sees it."""
+"""Drawing of one synthetic pedestrian."""
 
 import math
 from collections.abc import Sequence
@@ -8,41 +8,41 @@ from PIL import Image, ImageDraw, ImageFilter
 
 from datasets.synthetic.people import COLORS, HAIR_COLORS, RGB, SKINS, Identity, Point, View
 
-WIDTH, HEIGHT, SCALE = 64, 128, 3  # pixels of the finished picture, and how much larger it is drawn before averaging
+WIDTH, HEIGHT, SCALE = 64, 128, 3  # pixels of the image, and factor of supersampling
 
-Paint = RGB | Image.Image  # a colour, or a fabric as large as the drawing
+Paint = RGB | Image.Image  # a colour, or a fabric of the size of the drawing
 
 STONES: tuple[RGB, ...] = ((176, 168, 158), (150, 156, 164), (172, 140, 122), (196, 192, 184), (120, 124, 128))
 
 # Lengths are in body units: 1 = the person's height.
-UPPER_CUTS: dict[str, tuple[float, float, float]] = {  # share of the arm in the sleeve, height of the hem, flare
+UPPER_CUTS: dict[str, tuple[float, float, float]] = {  # fraction of the arm in the sleeve, height of the hem, flare
     "t-shirt": (0.42, 0.51, 0.0), "shirt": (1.0, 0.525, 0.0), "sweater": (1.0, 0.505, 0.0), "hoodie": (1.0, 0.52, 0.02),
     "jacket": (1.0, 0.52, 0.02), "coat": (1.0, 0.70, 0.045), "tank top": (0.0, 0.50, 0.0), "dress": (0.3, 0.71, 0.07),
 }  # fmt: skip
-LOWER_CUTS = {"trousers": (1.0, 0.088), "jeans": (1.0, 0.078), "shorts": (0.5, 0.098)}  # share of the leg, hem's width
+LOWER_CUTS = {"trousers": (1.0, 0.088), "jeans": (1.0, 0.078), "shorts": (0.5, 0.098)}  # fraction of leg, hem width
 BUILDS = {"man": (0.132, 0.096, 0.092), "woman": (0.112, 0.074, 0.098)}  # half widths of shoulders, waist, hips
 HAND_BAGS = {"handbag": (0.062, 0.145), "briefcase": (0.078, 0.145), "shopping bag": (0.06, 0.20)}  # half width, height
 GAPS = {"jacket": 0.05, "coat": 0.018, "shirt": 0.0}  # half width of the opening in front
 
 
 def tint(color: RGB, factor: float) -> RGB:
-    """`color` made lighter (`factor` > 1) or darker, clipped to 0..255."""
+    """Lighten (`factor` > 1) or darken a colour, clipped to 0..255."""
     red, green, blue = (max(0, min(255, round(channel * factor))) for channel in color)
     return red, green, blue
 
 
 def dyed(who: Identity, color: str) -> RGB:
-    """A named colour in this person's own shade (any colour will do for "none": nothing is painted with it)."""
+    """A named colour in this person's shade; "none" gives an arbitrary one, because nothing is painted with it."""
     return tint(COLORS.get(color, COLORS["grey"]), 1 + 0.08 * who.shade)
 
 
 def mirrored(right: Sequence[Point]) -> list[Point]:
-    """A polygon symmetric about the body's axis, from its right half listed from top to bottom."""
+    """A polygon that is symmetric about the body's axis, from its right half, top to bottom."""
     return [*right, *((-x, y) for x, y in reversed(right))]
 
 
 def smooth(points: Sequence[Point]) -> list[Point]:
-    """Rounds the corners of a closed polygon (Chaikin's corner cutting, twice)."""
+    """Round the corners of a closed polygon (Chaikin's corner cutting, twice)."""
     path = list(points)
     for _ in range(2):
         sides = list(zip(path, path[1:] + path[:1], strict=True))
@@ -51,7 +51,7 @@ def smooth(points: Sequence[Point]) -> list[Point]:
 
 
 def along(path: Sequence[Point], share: float) -> list[Point]:
-    """The first `share` of a limb given by its three joints."""
+    """The first fraction of a limb given by its three joints."""
     (x0, y0), (x1, y1), (x2, y2) = path
     if share <= 0.5:
         return [(x0, y0), (x0 + (x1 - x0) * 2 * share, y0 + (y1 - y0) * 2 * share)]
@@ -59,7 +59,7 @@ def along(path: Sequence[Point], share: float) -> list[Point]:
 
 
 class Brush:
-    """Paints in body units (y: 0 = crown, 1 = soles; x: 0 = the body's axis) on a transparent layer of drawing size."""
+    """Paints on a transparent layer in body units (y: 0 = crown, 1 = soles; x: 0 = the body's axis)."""
 
     def __init__(self, view: View) -> None:
         self.layer = Image.new("RGBA", (WIDTH * SCALE, HEIGHT * SCALE))
@@ -69,11 +69,11 @@ class Brush:
         self.y0 = (0.97 + view.shift[1]) * HEIGHT * SCALE - self.unit
 
     def at(self, x: float, y: float) -> Point:
-        """Body units -> pixels of the layer."""
+        """Convert body units to pixels of the layer."""
         return self.x0 + x * self.unit, self.y0 + y * self.unit
 
     def shape(self, points: Sequence[Point], paint: Paint, *, rounded: bool = True) -> None:
-        """Fills a polygon."""
+        """Fill a polygon."""
         path = [self.at(x, y) for x, y in (smooth(points) if rounded else points)]
         if isinstance(paint, Image.Image):
             mask = Image.new("L", self.layer.size)
@@ -83,15 +83,15 @@ class Brush:
             self.pen.polygon(path, fill=paint)
 
     def oval(self, x: float, y: float, rx: float, ry: float, color: RGB) -> None:
-        """Fills an ellipse about (x, y)."""
+        """Fill an ellipse about (x, y)."""
         self.pen.ellipse([*self.at(x - rx, y - ry), *self.at(x + rx, y + ry)], fill=color)
 
     def line(self, points: Sequence[Point], width: float, color: RGB) -> None:
-        """Draws an open path."""
+        """Draw an open path."""
         self.pen.line([self.at(x, y) for x, y in points], fill=color, width=max(1, round(width * self.unit)))
 
     def limb(self, path: Sequence[Point], start: float, end: float, paint: Paint, edge: RGB) -> None:
-        """A limb whose width goes from `start` to `end`, with a thin edge so that it stands out from what is behind."""
+        """Draw a limb with a width from `start` to `end`, and a thin edge that separates it from the background."""
         for grow, fill in ((0.011, edge), (0.0, paint)):
             left, right = [(path[0][0], path[0][1] - (start + grow) * 0.4)], []  # the first point rounds the top
             for i, (x, y) in enumerate(path):
@@ -103,7 +103,7 @@ class Brush:
 
 
 def fabric(who: Identity, brush: Brush) -> Paint:
-    """The upper garment's cloth: one colour, or a picture of stripes, checks or dots."""
+    """The fabric of the upper garment: one colour, or an image of stripes, checks or dots."""
     base, accent = dyed(who, who.upper_color), dyed(who, who.accent)
     if who.pattern not in ("striped", "checked", "dotted"):
         return base
@@ -120,7 +120,7 @@ def fabric(who: Identity, brush: Brush) -> Paint:
 
 
 def draw_legs(who: Identity, view: View, brush: Brush) -> None:
-    """Legs and shoes, with trousers, shorts or a skirt; one leg darker, as if further from the camera."""
+    """Draw legs and shoes, with trousers, shorts or a skirt; one leg is darker, as if further from the camera."""
     skin, cloth, shoe = SKINS[who.skin], dyed(who, who.lower_color), dyed(who, who.shoe_color)
     for side, dim in ((-1, 0.84), (1, 1.0)):
         swing = side * view.leg_swing
@@ -144,13 +144,13 @@ def draw_legs(who: Identity, view: View, brush: Brush) -> None:
 
 
 def arm(who: Identity, view: View, side: int) -> list[Point]:
-    """Shoulder, elbow and hand of one arm."""
+    """Positions of shoulder, elbow and hand of one arm."""
     x, swing = BUILDS[who.sex][0] - 0.024, 0.04 * view.arm_swing
     return [(side * x, 0.212), (side * (x + 0.034), 0.35), (side * (x + 0.03 + swing), 0.485 - abs(swing) / 2)]
 
 
 def draw_arms(who: Identity, view: View, brush: Brush, cloth: Paint) -> None:
-    """Both arms with sleeves and hands, hanging beside the trunk."""
+    """Draw both arms with sleeves and hands."""
     skin, edge, share = SKINS[who.skin], tint(dyed(who, who.upper_color), 0.66), UPPER_CUTS[who.upper][0]
     for side in (-1, 1):
         path = arm(who, view, side)
@@ -161,7 +161,7 @@ def draw_arms(who: Identity, view: View, brush: Brush, cloth: Paint) -> None:
 
 
 def draw_trunk(who: Identity, view: View, brush: Brush, cloth: Paint) -> None:
-    """The upper garment without its sleeves, and what is seen on its front."""
+    """Draw the upper garment without sleeves, and the details of its front."""
     (shoulder, waist, hip), (_, hem, flare) = BUILDS[who.sex], UPPER_CUTS[who.upper]
     skin, base, accent = SKINS[who.skin], dyed(who, who.upper_color), dyed(who, who.accent)
     seam = tint(base, 0.62) if sum(base) > 150 else (88, 88, 94)  # seams must show on black too
@@ -191,7 +191,7 @@ def draw_trunk(who: Identity, view: View, brush: Brush, cloth: Paint) -> None:
 
 
 def draw_head(who: Identity, view: View, brush: Brush) -> None:
-    """Neck, head, face, hair and cap."""
+    """Draw neck, head, face, hair and cap."""
     skin, hair, style = SKINS[who.skin], HAIR_COLORS[who.hair_color], who.hair_style
     rx, ry, y = 0.054, 0.069, 0.088
     brush.shape(mirrored([(0.03, 0.12), (0.036, 0.19)]), tint(skin, 0.86))
@@ -228,7 +228,7 @@ def draw_head(who: Identity, view: View, brush: Brush) -> None:
 
 
 def draw_bag(who: Identity, view: View, brush: Brush) -> None:
-    """The bag: on the back (its straps from the front), across the trunk, or in a hand."""
+    """Draw the bag: on the back (from the front, its straps), across the trunk, or in a hand."""
     color = dyed(who, who.bag_color)
     dark = tint(color, 0.62)
     if who.bag == "backpack" and view.back:
@@ -251,7 +251,7 @@ def draw_bag(who: Identity, view: View, brush: Brush) -> None:
 
 
 def background(view: View, rng: np.random.Generator) -> Image.Image:
-    """Bricks, windows or bushes above a pavement, with the person's shadow but without the person; drawing size."""
+    """Draw bricks, windows or bushes above a pavement, with the person's shadow."""
     width, height = WIDTH * SCALE, HEIGHT * SCALE
     ground, scene, grain = int(height * (0.52 + 0.3 * rng.random())), int(rng.random() * 3), 10 + int(rng.random() * 30)
     stone, paving = (tint(STONES[int(rng.random() * 5)], 0.7 + 0.4 * rng.random()) for _ in range(2))
@@ -279,7 +279,7 @@ def background(view: View, rng: np.random.Generator) -> Image.Image:
 
 
 def draw(who: Identity, view: View, rng: np.random.Generator) -> Image.Image:
-    """The picture: RGB, `WIDTH` x `HEIGHT`. `rng` gives only the scene behind the person and the sensor's noise."""
+    """Draw the RGB image, `WIDTH` x `HEIGHT`. `rng` decides only the background and the sensor noise."""
     brush = Brush(view)
     cloth = fabric(who, brush)
     draw_legs(who, view, brush)

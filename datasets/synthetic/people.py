@@ -1,4 +1,4 @@
-"""Who the synthetic pedestrians are: identities, sightings, and the odds they are drawn from."""
+"""Identities and views of synthetic pedestrians, and the odds they are drawn from."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ HAIR_COLORS: dict[str, RGB] = {
 }  # fmt: skip
 SKINS: tuple[RGB, ...] = ((246, 212, 186), (232, 186, 150), (204, 150, 108), (152, 102, 68), (102, 66, 46))
 
-# What an identity is drawn from: value -> weight.
+# Attributes of an identity: value -> weight.
 HAIR_STYLES: dict[str, Weights] = {
     "man": {"short": 8, "long": 1, "bald": 1.5},
     "woman": {"long": 5, "ponytail": 2.5, "bun": 1.5, "short": 2},
@@ -77,7 +77,7 @@ BAG_COLORS: Weights = {"black": 5, "brown": 1.5, "red": 1.3, "blue": 1.2, "grey"
 
 @dataclass(frozen=True)
 class Identity:
-    """One person. Colours are names in `COLORS` (hair: `HAIR_COLORS`); "none" says that there is no such thing."""
+    """One person. Colours are names in `COLORS` (hair: `HAIR_COLORS`); "none" marks absent items."""
 
     sex: str
     skin: int  # index into SKINS
@@ -94,12 +94,12 @@ class Identity:
     shoe_color: str
     bag: str
     bag_color: str
-    shade: float  # in [-1, 1]: how light this person's dyes are among those of the same name
+    shade: float  # in [-1, 1], lightness among colours of the same name
 
 
 @dataclass(frozen=True)
 class View:
-    """One sighting. `size` and `shift` are fractions of the picture's height; swings and `light` lie in [-1, 1]."""
+    """One sighting. `size` and `shift` are fractions of the image height; swings and `light` lie in [-1, 1]."""
 
     back: bool  # seen from behind
     flip: bool
@@ -107,30 +107,30 @@ class View:
     arm_swing: float
     size: float
     shift: Point
-    gain: float  # of the whole picture
-    cast: tuple[float, float, float]  # gain of each channel
-    light: float  # the side it comes from
-    noise: float  # standard deviation of the sensor, in grey levels
+    gain: float  # brightness of the image
+    cast: tuple[float, float, float]  # gain per channel
+    light: float  # side that the light comes from
+    noise: float  # standard deviation of sensor noise, in grey levels
     blur: float  # radius in pixels, 0 = sharp
 
 
 def pick(rng: Rng, options: Weights) -> str:
-    """One key, with probability proportional to its value. Built on `random()`, numpy's most stable draw."""
+    """Draw a key with probability proportional to its value. Uses `random()`, numpy's most stable draw."""
     mark = rng.random() * sum(options.values())
     for option, weight in options.items():
         mark -= weight
         if mark < 0:
             return option
-    return option  # rounding may leave a trace of the sum
+    return option  # rounding errors of the sum
 
 
 def choose(rng: Rng, options: Sequence[T]) -> T:
-    """One element, uniformly."""
+    """Draw an element uniformly."""
     return options[int(rng.random() * len(options))]
 
 
 def random_identity(rng: Rng) -> Identity:
-    """Draws a person. Colours that meet on the body contrast, and nobody wears shorts under a long coat."""
+    """Draw a person. Adjacent colours contrast, and nobody wears shorts under a long coat."""
     sex = choose(rng, ("man", "woman"))
     upper, color = pick(rng, UPPERS[sex]), pick(rng, UPPER_COLORS)
     pattern = pick(rng, PATTERNS.get(upper, {"plain": 1}))
@@ -150,7 +150,7 @@ def random_identity(rng: Rng) -> Identity:
 
 
 def random_view(rng: Rng) -> View:
-    """Draws a sighting, independent of the person."""
+    """Draw a view, independently of the person."""
 
     def between(low: float, high: float) -> float:
         return low + (high - low) * rng.random()

@@ -1,4 +1,4 @@
-"""Renders pedestrians and writes captions for them, in the layout of CUHK-PEDES: a data set that needs no download."""
+"""Synthetic data set: rendered pedestrians with captions, in the layout of CUHK-PEDES."""
 
 import json
 import os
@@ -25,16 +25,16 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Shot:
-    """One image of an identity: how it is seen, and what is said about it."""
+    """View and captions of one image of an identity."""
 
     view: View
     captions: list[Caption]
 
 
 def plan_identity(seed: int, pid: int, images: int, captions: int) -> tuple[Identity, list[Shot], Rng]:
-    """All that is decided before anything is drawn, and the generator to draw with.
+    """Draw an identity with its views and captions; returns them and the generator to render with.
 
-    Captions come before pixels so that their text depends on the seed and on `random()` alone.
+    Captions are drawn before pixels, so that they depend on the seed and on `random()` alone.
     """
     rng = np.random.default_rng([seed, pid])
     who, shots = random_identity(rng), []
@@ -45,7 +45,7 @@ def plan_identity(seed: int, pid: int, images: int, captions: int) -> tuple[Iden
 
 
 def render_identity(pid: int, split: str, *, folder: Path, seed: int, images: int, captions: int) -> list[Row]:
-    """Draws the images of one identity into `folder`/imgs; returns their annotations."""
+    """Render the images of one identity into `folder`/imgs; returns their annotations."""
     who, shots, rng = plan_identity(seed, pid, images, captions)
     rows = []
     for number, shot in enumerate(shots):
@@ -59,10 +59,19 @@ def render_dataset(
     root: Path, *, seed: int = 0, train_ids: int = 800, val_ids: int = 100, test_ids: int = 150,
     images_per_id: int = 4, captions_per_image: int = 2,
 ) -> Path:  # fmt: skip
-    """Renders the data set under `root`, or finds it there; either way returns its folder.
+    """Render the data set under `root` unless it exists; returns its folder.
 
-    The result depends on the seed and the counts alone. It appears under its name only when complete. One process draws
-    it: 4,200 images take about ten seconds, which workers would spend on starting.
+    The result depends on the seed and the counts alone. The folder appears under its name only when complete. A single
+    process renders 4,200 images in about ten seconds, which workers would need to start.
+
+    Args:
+        root: data root.
+        seed: random seed.
+        train_ids: training identities.
+        val_ids: validation identities.
+        test_ids: test identities.
+        images_per_id: images of each identity.
+        captions_per_image: captions of each image.
 
     Raises:
         ValueError: a count is below 1, or `seed` below 0.
@@ -74,7 +83,7 @@ def render_dataset(
     for name, value in (counts | per_id | {"seed": seed}).items():
         least = 0 if name == "seed" else 1
         if value < least:
-            raise ValueError(f"{name} must be at least {least}, not {value}")
+            raise ValueError(f"{name}: must be at least {least}, got {value}")
     if folder.exists():
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -91,7 +100,7 @@ def render_dataset(
 
 
 def _write(draft: Path, render: Callable[[int, str], list[Row]], splits: list[str]) -> None:
-    """Fills `draft` with the images, the annotations and the tokenizer learnt from the training captions."""
+    """Write images, annotations, and a tokenizer learnt from the training captions."""
     for split in dict.fromkeys(splits):
         (draft / "imgs" / split).mkdir(parents=True)
     rows: list[Row] = []
@@ -103,7 +112,7 @@ def _write(draft: Path, render: Callable[[int, str], list[Row]], splits: list[st
 
 
 def _publish(draft: Path, folder: Path) -> None:
-    """Gives the finished draft its name, unless another process was faster."""
+    """Rename the finished draft, unless another process was faster."""
     try:
         draft.rename(folder)
     except OSError:
@@ -112,23 +121,23 @@ def _publish(draft: Path, folder: Path) -> None:
 
 
 def _remove_dead_drafts(root: Path) -> None:
-    """Deletes what killed renderings left."""
+    """Delete the drafts of killed processes."""
     for draft in root.glob(f".{FOLDER}.*.tmp"):
         if _is_dead(draft):
             shutil.rmtree(draft, ignore_errors=True)
 
 
 def _is_dead(draft: Path) -> bool:
-    """Whether nobody works on this draft: its process on this host has ended, or another host's is idle for an hour."""
+    """True if the draft's process on this host has ended, or if that of another host has been idle for an hour."""
     host, _, pid = draft.name.removeprefix(f".{FOLDER}.").removesuffix(".tmp").rpartition(".")
     try:
         if host != socket.gethostname() or not pid.isdigit():
             return time.time() - max(path.stat().st_mtime for path in (draft, *draft.glob("imgs/*"))) > 3600
         if int(pid) != os.getpid():
-            os.kill(int(pid), 0)  # signal 0 only asks whether the process exists
+            os.kill(int(pid), 0)  # signal 0 tests whether the process exists
             return False
     except ProcessLookupError:
         return True
-    except (FileNotFoundError, PermissionError):  # finished since it was listed; another user's process
+    except (FileNotFoundError, PermissionError):  # finished in the meantime, or another user's process
         return False
     return True

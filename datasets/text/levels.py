@@ -1,4 +1,4 @@
-"""Texts of three levels for one caption: the whole sentence, a phrase, a word (IVT spec 3.2)."""
+"""Texts of three levels for one caption: sentence, phrase, word (docs/methods/ivt.md#text-levels)."""
 
 from collections.abc import Callable, Iterable, Mapping
 
@@ -7,14 +7,17 @@ import numpy as np
 from utils.errors import ConfigError
 from utils.registry import did_you_mean
 
-SHORTEST = 5  # characters, spaces included: a piece must have more
+MIN_LENGTH = 6  # characters of a piece, spaces included
 
 
 def phrase_candidates(caption: str, *, strip_brackets: bool = True) -> list[str]:
-    """Of each sentence, its longest clause, and the others together (IVT processor.py:get_phrase_level_txt).
+    """Phrases of a caption: the longest clause of each sentence, and its other clauses together.
 
-    Without `strip_brackets`, what the code falls back on where an annotation has no attributes
-    (datasets/bases.py:ImageDatasetLevelData).
+    See TencentYoutuResearch/PersonRetrieval-IVT@f205788:processor.py:get_phrase_level_txt.
+
+    Args:
+        caption: caption in lower case.
+        strip_brackets: strip brackets at both ends; the reference keeps them for annotations without attributes.
     """
     kept = []
     for clauses in _clauses(_bare(caption, strip_brackets)):
@@ -25,12 +28,12 @@ def phrase_candidates(caption: str, *, strip_brackets: bool = True) -> list[str]
 
 
 def clause_candidates(caption: str) -> list[str]:
-    """What stands between commas (IVT datasets/bases.py:ImageDatasetLevelICFG, its "word" level)."""
+    """Clauses between commas, which the reference calls words (its datasets/bases.py:ImageDatasetLevelICFG)."""
     return _long_enough(clause for clauses in _clauses(_bare(caption, True)) for clause in clauses)
 
 
 def attribute_words(attributes: Mapping[str, str], rng: np.random.Generator) -> str:
-    """A random number, at least one, of an annotation's attribute phrases in random order, joined by commas."""
+    """At least one of an annotation's attribute phrases, in random number and order, joined by commas."""
     names = list(attributes)
     chosen = rng.permutation(len(names))[: rng.integers(1, len(names) + 1)]
     return ",".join(attributes[names[place]] for place in chosen.tolist())
@@ -39,14 +42,17 @@ def attribute_words(attributes: Mapping[str, str], rng: np.random.Generator) -> 
 def text_of_level(
     caption: str, level: str, rng: np.random.Generator, attributes: Mapping[str, str] | None = None
 ) -> str:
-    """One text of `level` for a caption, drawn uniformly from its candidates; the caption where there are none.
+    """Draw a text of a level for a caption, uniformly from its candidates; the caption itself if there are none.
 
     Args:
-        level: of LEVELS.
-        attributes: where given, words are drawn from them and not from the clauses; from the phrases if it is empty.
+        caption: caption of the pair.
+        level: one of LEVELS.
+        rng: generator of the draw.
+        attributes: phrases of the caption, which the word level draws from in place of clauses; if empty, it draws from
+            the phrase level.
 
     Returns:
-        Lower case, as the reference's texts are.
+        The text in lower case, as in the reference.
     """
     caption = caption.lower()
     if level == "word" and attributes:
@@ -59,12 +65,12 @@ def text_of_level(
 
 
 def check_levels(levels: list[str]) -> None:
-    """Raise `ConfigError` for a level that does not exist, or none at all."""
+    """Raise `ConfigError` for an unknown level or an empty list."""
     for level in levels:
         if level not in LEVELS:
             raise ConfigError(f"data.text_levels: unknown '{level}'; {did_you_mean(level, LEVELS)}")
     if not levels:
-        raise ConfigError(f"data.text_levels: name at least one of {', '.join(LEVELS)}")
+        raise ConfigError(f"data.text_levels: needs at least one of {', '.join(LEVELS)}, got none")
 
 
 def _bare(caption: str, strip_brackets: bool) -> str:
@@ -77,7 +83,7 @@ def _clauses(text: str) -> list[list[str]]:
 
 
 def _long_enough(pieces: Iterable[str]) -> list[str]:
-    return [piece.strip(" ") for piece in pieces if len(piece) > SHORTEST]
+    return [piece.strip(" ") for piece in pieces if len(piece) >= MIN_LENGTH]
 
 
 LEVELS: dict[str, Callable[[str], list[str]]] = {

@@ -1,4 +1,4 @@
-"""CLIP's byte-pair tokenizer with a mask token, and BERT's WordPiece; from a hub name, a local folder or a file."""
+"""CLIP's byte-pair tokenizer with a mask token, and BERT's WordPiece, from a hub name, a local folder or a file."""
 
 import gzip
 import html
@@ -18,10 +18,10 @@ from utils.errors import ConfigError
 
 START, END, MASK = "<|startoftext|>", "<|endoftext|>", "<|mask|>"
 END_OF_WORD = "</w>"
-CLIP_MERGES = 48_894  # the merges file has more lines; CLIP uses this many, after one header line
+CLIP_MERGES = 48_894  # number of merges that CLIP uses; the file has a header line and more merges
 WORDS = r"(?i)'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 
-os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # captions are encoded one by one, in forked workers
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # captions are encoded one by one in forked workers
 
 
 class TextTokenizer(Protocol):
@@ -38,11 +38,16 @@ class TextTokenizer(Protocol):
 
 @dataclass(frozen=True)
 class ClipTokenizer:
-    """Captions -> token ids, as CLIP does it, with the last merge's entry given to the mask token.
+    """CLIP's tokenizer, with the entry of its last merge replaced by a mask token.
 
-    The vocabulary is 256 byte symbols, the same ending a word, one entry per merge but the last, then mask, start
-    and end of text (IRRA utils/simple_tokenizer.py:SimpleTokenizer). The dropped entry's merge is dropped too, so its
-    word ("jekyll" in CLIP) falls into pieces, where the published code stops with a KeyError.
+    The vocabulary has 256 byte symbols, the same symbols at the end of a word, one entry per merge except the last,
+    then mask, start and end of text (anosorae/IRRA@cfc2378:utils/simple_tokenizer.py:SimpleTokenizer). The last merge
+    itself is dropped as well. Its word ("jekyll" in CLIP) is split into pieces, where the published code stops with a
+    KeyError.
+
+    Args:
+        merges: byte-pair merges in order.
+        text_length: tokens of an encoded caption, start and end included.
     """
 
     kind: ClassVar[str] = "clip"
@@ -59,12 +64,12 @@ class ClipTokenizer:
         tokenizer = Tokenizer(model)
         tokenizer.pre_tokenizer = _pre_tokenizer()
         tokenizer.add_special_tokens([AddedToken(text, normalized=False) for text in (MASK, START, END)])
-        object.__setattr__(self, "_tokenizer", tokenizer)  # the way to set a field of a frozen dataclass
+        object.__setattr__(self, "_tokenizer", tokenizer)  # sets a field of a frozen dataclass
         object.__setattr__(self, "mask_id", len(vocab))
         object.__setattr__(self, "vocab_size", len(vocab) + 3)
 
     def encode(self, caption: str) -> Tensor:
-        """int64 (text_length,): start, tokens, end, zeros. A longer caption is cut, its end token kept."""
+        """Encode as int64 (text_length,): start, tokens, end, zeros. A longer caption is cut before its end token."""
         start, end = self.mask_id + 1, self.mask_id + 2
         tokens = [start, *self._tokenizer.encode(clean(caption)).ids, end][: self.text_length]
         tokens[-1] = end
@@ -75,7 +80,7 @@ class ClipTokenizer:
 
 @dataclass(frozen=True)
 class WordPieceTokenizer:
-    """Captions -> [CLS] and BERT's word pieces, without [SEP] (IVT model/backbones/tokenization_bert.py)."""
+    """BERT's word pieces behind [CLS], without [SEP] (docs/methods/ivt.md#wordpiece-tokens)."""
 
     kind: ClassVar[str] = "wordpiece"
     backend: Tokenizer = field(repr=False, compare=False)
@@ -87,7 +92,7 @@ class WordPieceTokenizer:
         return size
 
     def encode(self, caption: str) -> Tensor:
-        """int64 (text_length,): [CLS], tokens, zeros. A longer caption is cut; the published code has no limit."""
+        """Encode as int64 (text_length,): [CLS], tokens, zeros. A longer caption is cut, unlike in IVT's code."""
         pieces = self.backend.encode(caption, add_special_tokens=False).ids
         tokens = [self.backend.token_to_id("[CLS]"), *pieces][: self.text_length]
         ids = torch.zeros(self.text_length, dtype=torch.int64)
@@ -96,21 +101,21 @@ class WordPieceTokenizer:
 
 
 def clean(caption: str) -> str:
-    """CLIP's text clean-up: mend encodings, resolve HTML entities twice, single spaces, lower case."""
+    """CLIP's text clean-up: fix encodings, resolve HTML entities twice, collapse spaces, lower the case."""
     text = html.unescape(html.unescape(ftfy.fix_text(caption)))
     return " ".join(text.split()).lower()
 
 
 def build_tokenizer(name_or_path: str, text_length: int) -> TextTokenizer:
-    """The tokenizer of a hub name, of a folder of a Hugging Face tokenizer, of CLIP's merges or BERT's vocabulary.
+    """Build a tokenizer from a hub name, a Hugging Face folder, CLIP's merges file or BERT's vocabulary file.
 
     Args:
         name_or_path: for instance `openai/clip-vit-base-patch16`, `google-bert/bert-base-uncased`, `data/tokenizer`, or
-            a path to `bpe_simple_vocab_16e6.txt.gz` or to BERT's `vocab.txt`.
+            the path of `bpe_simple_vocab_16e6.txt.gz` or of BERT's `vocab.txt`.
         text_length: tokens of an encoded caption, start and end included.
 
     Raises:
-        ConfigError: nothing of this name here, or it is of neither kind.
+        ConfigError: there is no such tokenizer, or it is neither CLIP's nor BERT's kind.
     """
     path = Path(name_or_path)
     if path.is_file():
@@ -128,18 +133,18 @@ def build_tokenizer(name_or_path: str, text_length: int) -> TextTokenizer:
 
 
 def train_tokenizer(captions: Iterable[str], folder: Path, *, vocab_size: int = 1024) -> None:
-    """Learn a byte-pair vocabulary of CLIP's form and write it to `folder` as a Hugging Face tokenizer.
+    """Learn a byte-pair vocabulary of CLIP's kind and write it as a Hugging Face tokenizer.
 
     Args:
-        captions: the texts to learn from.
-        folder: is created; `build_tokenizer(str(folder), ...)` reads it.
-        vocab_size: upper bound of the finished vocabulary's size, byte symbols and special tokens included.
+        captions: texts to learn from.
+        folder: folder to create, for `build_tokenizer`.
+        vocab_size: largest size of the vocabulary, byte symbols and special tokens included.
     """
     learner = Tokenizer(models.BPE(end_of_word_suffix=END_OF_WORD))
     learner.pre_tokenizer = _pre_tokenizer()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size - 2,
-        special_tokens=list(_vocabulary([])),  # numbers them beforehand: ties between merges are decided by number
+        special_tokens=list(_vocabulary([])),  # fixes their ids, which decide ties between merges
         end_of_word_suffix=END_OF_WORD,
         show_progress=False,
     )
@@ -160,7 +165,7 @@ def _pre_tokenizer() -> pre_tokenizers.PreTokenizer:
 
 
 def _vocabulary(merges: Sequence[tuple[str, str]]) -> dict[str, int]:
-    """Token -> id. CLIP's order of the byte symbols is that of their code points."""
+    """Token -> id. CLIP orders the byte symbols by code point."""
     symbols = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokens = [*symbols, *(symbol + END_OF_WORD for symbol in symbols), *("".join(pair) for pair in merges)]
     return {token: number for number, token in enumerate(tokens)}
@@ -171,16 +176,14 @@ def _lines(path: Path) -> list[str]:
         with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else open(path, encoding="utf-8") as file:
             return file.read().split("\n")
     except (OSError, EOFError, UnicodeDecodeError) as error:
-        raise ConfigError(f"data.tokenizer: {path} is not a readable merges file ({error})") from None
+        raise ConfigError(f"data.tokenizer: must be a readable text file, got {path} ({error})") from None
 
 
 def _word_pieces(path: Path, lines: list[str]) -> Tokenizer:
-    """BERT's uncased tokenizer with the vocabulary of these lines."""
+    """BERT's uncased tokenizer with a vocabulary of one token per line."""
     vocab = {token: number for number, token in enumerate(line for line in lines if line)}
     if vocab.get("[PAD]") != 0 or "[UNK]" not in vocab:
-        raise ConfigError(
-            f"data.tokenizer: {path} is no vocabulary of BERT's ([PAD] must be its first line, [UNK] in it)"
-        )
+        raise ConfigError(f"data.tokenizer: a BERT vocabulary must start with [PAD] and contain [UNK], got {path}")
     tokenizer = Tokenizer(models.WordPiece(vocab, unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
@@ -190,24 +193,26 @@ def _word_pieces(path: Path, lines: list[str]) -> Tokenizer:
 def _merges_of_file(path: Path, lines: list[str]) -> list[tuple[str, str]]:
     merges = [tuple(line.split()) for line in lines[1 : CLIP_MERGES + 1] if line.strip()]
     if not merges or any(len(pair) != 2 for pair in merges):
-        raise ConfigError(f"data.tokenizer: {path} is not a file of byte-pair merges (two symbols on each line)")
+        raise ConfigError(f"data.tokenizer: must be a file of byte-pair merges, two symbols per line, got {path}")
     if len(merges) < CLIP_MERGES:
-        raise ConfigError(f"data.tokenizer: {path} has {len(merges)} merges where CLIP's has {CLIP_MERGES}: cut short?")
+        raise ConfigError(
+            f"data.tokenizer: must have {CLIP_MERGES} merges like CLIP, got {len(merges)} in {path}; cut short?"
+        )
     return merges  # type: ignore[return-value]
 
 
 def _hugging_face(name_or_path: str) -> Tokenizer:
-    from transformers import AutoTokenizer  # slow to import, and only needed here
+    from transformers import AutoTokenizer  # slow to import
 
     try:
         backend: Tokenizer = AutoTokenizer.from_pretrained(name_or_path).backend_tokenizer
         return backend
-    except Exception as error:  # the tokenizers library raises bare ones, for damaged files also TypeError and such
+    except Exception as error:  # the tokenizers library raises bare exceptions, and others for damaged files
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ConfigError(
-            f"data.tokenizer: no tokenizer '{name_or_path}' here ({reason}). Give one of: "
-            "a hub name such as openai/clip-vit-base-patch16 (needs a network or the hub's cache), "
-            "a local folder of a Hugging Face tokenizer, or the path of CLIP's bpe_simple_vocab_16e6.txt.gz"
+            f"data.tokenizer: no tokenizer '{name_or_path}' found ({reason}); set it to a hub name such as "
+            "openai/clip-vit-base-patch16 (needs a network or the hub's cache), a local folder of a Hugging Face "
+            "tokenizer, or the path of CLIP's bpe_simple_vocab_16e6.txt.gz"
         ) from None
 
 
@@ -215,5 +220,5 @@ def _merges(model: Mapping[str, Any], name_or_path: str) -> list[tuple[str, str]
     merges = [tuple(pair.split(" ") if isinstance(pair, str) else pair) for pair in model.get("merges", [])]
     built = _vocabulary(merges)
     if not merges or any(model["vocab"].get(token) != number for token, number in built.items()):
-        raise ConfigError(f"data.tokenizer: '{name_or_path}' is not a byte-pair tokenizer of CLIP's kind")
+        raise ConfigError(f"data.tokenizer: must be a byte-pair tokenizer of CLIP's kind, got '{name_or_path}'")
     return merges

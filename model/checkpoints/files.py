@@ -1,4 +1,4 @@
-"""Weight files: torch, TorchScript, safetensors and Hugging Face folders -> named tensors; no code in them is run."""
+"""Readers of weight files: torch, TorchScript, safetensors, Hugging Face folders. They run no code of the file."""
 
 import json
 from collections.abc import Mapping
@@ -14,11 +14,14 @@ from utils.errors import CheckpointError
 
 
 def read_weights(path: str | Path) -> dict[str, Any]:
-    """What a file of weights holds, whoever wrote it: a checkpoint or state dict of torch, a TorchScript archive
-    (OpenAI's CLIP), a `.safetensors` file, or a folder that Hugging Face's `save_pretrained` made.
+    """Read the content of a file of weights.
+
+    Args:
+        path: a checkpoint or state dict of torch, a TorchScript archive (OpenAI's CLIP), a `.safetensors` file, or a
+            folder of Hugging Face's `save_pretrained`.
 
     Raises:
-        CheckpointError: no such file, cut or damaged, or a pickle that would run code.
+        CheckpointError: there is no such file, it is damaged, or its pickle would run code.
     """
     path = Path(path)
     try:
@@ -32,30 +35,34 @@ def read_weights(path: str | Path) -> dict[str, Any]:
         raise
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such checkpoint") from None
-    except Exception as error:  # as above
-        raise CheckpointError(f"{path}: damaged or no checkpoint ({first_line(error)})") from None
+    except Exception as error:  # readers raise errors of many types for damaged bytes
+        raise CheckpointError(f"{path}: damaged, or no checkpoint ({first_line(error)})") from None
     return load_checkpoint(path)
 
 
 def state_dict_of(content: Mapping[str, Any], source: str | Path) -> dict[str, Tensor]:
-    """The named tensors of a checkpoint, which may stand under `model` or `state_dict`, without DataParallel's prefix.
+    """The named tensors of a checkpoint, without DataParallel's prefix.
+
+    Args:
+        content: a state dict, or a checkpoint with one under `model` or `state_dict`.
+        source: path of the file, for error messages.
 
     Raises:
-        CheckpointError: there are none, or something else stands among them.
+        CheckpointError: there are no tensors, or other values among them.
     """
     inner = next((content[key] for key in ("model", "state_dict") if isinstance(content.get(key), Mapping)), content)
     state = {str(name): value for name, value in inner.items()}
     strange = [name for name, value in state.items() if not isinstance(value, Tensor)]
     if strange or not state:
-        what = f"'{strange[0]}' is a {type(state[strange[0]]).__name__}" if strange else "it is empty"
-        raise CheckpointError(f"{source}: holds no state dict, that is names and tensors ({what})")
+        what = f"'{strange[0]}', a {type(state[strange[0]]).__name__}" if strange else "nothing"
+        raise CheckpointError(f"{source}: must hold a state dict of names and tensors, got {what}")
     if all(name.startswith("module.") for name in state):
         state = {name.removeprefix("module."): value for name, value in state.items()}
     return state
 
 
 def _read_folder(folder: Path) -> dict[str, Any]:
-    """The weights of a Hugging Face folder: one file, or the shards that its index lists."""
+    """Read a Hugging Face folder with one file of weights, or with the shards that its index lists."""
     index = folder / "model.safetensors.index.json"
     if (folder / "model.safetensors").is_file():
         return dict(load_file(folder / "model.safetensors"))
@@ -65,5 +72,5 @@ def _read_folder(folder: Path) -> dict[str, Any]:
     if (folder / "pytorch_model.bin").is_file():
         return load_checkpoint(folder / "pytorch_model.bin")
     raise CheckpointError(
-        f"{folder}: has no weights in it (model.safetensors, model.safetensors.index.json or pytorch_model.bin)"
+        f"{folder}: must contain model.safetensors, model.safetensors.index.json or pytorch_model.bin"
     )

@@ -1,4 +1,4 @@
-"""The checkpoint formats of the field: how each names its tensors, and what they are called here."""
+"""Checkpoint formats of the field: rules that map the names of their tensors to ours."""
 
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -8,9 +8,9 @@ from torch import Tensor
 
 from utils.registry import Registry
 
-Rules = tuple[tuple[str, str], ...]  # (pattern, replacement), applied in order to every name
+Rules = tuple[tuple[str, str], ...]  # (pattern, replacement), applied in order to each name
 
-# The two towers of OpenAI's CLIP; open_clip has the same names.
+# Both towers of OpenAI's CLIP. open_clip uses the same names.
 OPENAI_RULES: Rules = (
     (r"^visual\.class_embedding$", "encoder.image.trunk.cls_token"),
     (r"^visual\.positional_embedding$", "encoder.image.trunk.pos_embed"),
@@ -29,7 +29,7 @@ OPENAI_RULES: Rules = (
     (r"^transformer\.resblocks\.(\d+)\.mlp\.c_fc\.", r"encoder.text.trunk.encoder.layers.\1.mlp.fc1."),
     (r"^transformer\.resblocks\.(\d+)\.mlp\.c_proj\.", r"encoder.text.trunk.encoder.layers.\1.mlp.fc2."),
 )
-# IRRA's model (spec 1.9): OpenAI's names behind "base_model.", and the heads.
+# IRRA: OpenAI's names behind "base_model.", and the heads (docs/methods/irra.md#checkpoints).
 IRRA_RULES: Rules = (
     (r"^base_model\.", ""),
     *OPENAI_RULES,
@@ -41,8 +41,8 @@ IRRA_RULES: Rules = (
     (r"^ln_post\.", "objectives.mlm.ln_post."),
     (r"^mlm_head\.", "objectives.mlm.mlm_head."),
 )
-# RDE's model (RDE spec 3.3): IRRA's, and the layers behind the selected tokens. What its code never uses (the visual
-# `linear` and both `mlp.bns.1`) has no place here and is reported as not used.
+# RDE: IRRA's names, and the layers of token selection. Tensors that its code never uses (the visual `linear` and both
+# `mlp.bns.1`) are reported as unexpected (docs/methods/rde.md#checkpoints).
 RDE_RULES: Rules = (
     (r"^visul_emb_layer\.fc\.", "encoder.selection.image.skip."),
     (r"^visul_emb_layer\.mlp\.layers\.0\.", "encoder.selection.image.hidden."),
@@ -54,7 +54,7 @@ RDE_RULES: Rules = (
     (r"^texual_emb_layer\.mlp\.bns\.0\.", "encoder.selection.text.norm."),
     *IRRA_RULES,
 )
-# Inside a timm block, whichever tower it stands in.
+# Tensors inside a timm block, in any tower.
 BLOCK_RULES: Rules = (
     (r"((?:trunk\.blocks|cross_transformer)\.\d+)\.attn\.in_proj_", r"\1.attn.qkv."),
     (r"((?:trunk\.blocks|cross_transformer)\.\d+)\.attn\.out_proj\.", r"\1.attn.proj."),
@@ -76,8 +76,8 @@ HUGGING_FACE_RULES: Rules = (
     (r"^text_model\.", "encoder.text.trunk."),
     (r"^text_projection\.", "encoder.text.projection."),
 )
-# IVT's encoder (IVT spec 9). The rest of its files has no place here and is reported as not used: `temp`,
-# `bottleneck_img` and `classifier_img`, which its code never reads, and pre-training's `encoder_fusion` and `itm`.
+# IVT's encoder (docs/methods/ivt.md#checkpoints). Other tensors are reported as unexpected: `temp`, `bottleneck_img`
+# and `classifier_img`, which its code never reads, and `encoder_fusion` and `itm` of pre-training.
 IVT_RULES: Rules = (
     (r"^encoder_vl\.type_embed$", "encoder.type_embed"),
     (r"^encoder_vl\.embeddings\.", "encoder.words."),
@@ -85,11 +85,11 @@ IVT_RULES: Rules = (
     (r"^encoder_vl\.(blocks\.\d+)\.mlp_txt\.", r"encoder.trunk.\1.text_mlp."),
     (r"^encoder_vl\.", "encoder.trunk."),
 )
-# No weights of the towers: OpenAI's constants and causal mask, Hugging Face's counters of positions, the temperature.
+# Tensors that are no weights: OpenAI's constants and causal mask, Hugging Face's position ids, the temperature.
 NO_WEIGHTS = re.compile(
     r"^(logit_scale|logit_bias|input_resolution|context_length|vocab_size)$|(^|\.)(attn_mask|position_ids)$"
 )
-# The first whose mark is among a file's names is its format.
+# A file has the first format whose mark matches one of its names.
 MARKS: tuple[tuple[str, str], ...] = (
     ("own", r"^encoder\."),
     ("rde", r"^(visul|texual)_emb_layer\."),
@@ -102,13 +102,13 @@ FORMATS: Registry[Callable[[Mapping[str, Tensor]], dict[str, Tensor]]] = Registr
 
 
 def recognise(names: Iterable[str]) -> str | None:
-    """The format whose mark is among these names."""
+    """The format of a checkpoint with these tensor names; None if it is unknown."""
     names = list(names)
     return next((format for format, mark in MARKS if any(re.search(mark, name) for name in names)), None)
 
 
 def renamed(name: str, rules: Rules) -> list[str]:
-    """Our name of a foreign tensor; three names where it holds query, key and value in one."""
+    """Our name of a foreign tensor; three names if it holds query, key and value."""
     for pattern, replacement in (*rules, *BLOCK_RULES):
         name = re.sub(pattern, replacement, name)
     return [name.replace("qkv_proj", f"{part}_proj") for part in "qkv"] if ".qkv_proj." in name else [name]
@@ -116,34 +116,34 @@ def renamed(name: str, rules: Rules) -> list[str]:
 
 @FORMATS.register("own")
 def own(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """What our train.py writes."""
+    """Checkpoints of train.py."""
     return dict(state)
 
 
 @FORMATS.register("openai")
 def openai(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """OpenAI's CLIP, and open_clip's of the same architecture: the encoder only."""
+    """OpenAI's CLIP, and open_clip's of the same architecture, without heads."""
     return _projections_turned(_convert(state, OPENAI_RULES))
 
 
-@FORMATS.register("ham")  # Jiang et al., CVPR 2025: IRRA's encoder, no heads
-@FORMATS.register("mllm4text")  # Tan et al., CVPR 2024: IRRA's encoder, no heads
-@FORMATS.register("fmfa")  # both of its definitions; the classifier of the second has a row per training caption
+@FORMATS.register("ham")  # Jiang et al., CVPR 2025: IRRA's encoder without heads
+@FORMATS.register("mllm4text")  # Tan et al., CVPR 2024: IRRA's encoder without heads
+@FORMATS.register("fmfa")  # both versions; the classifier of the second has one row per training caption
 @FORMATS.register("irra")
 def irra(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """IRRA's names, which its descendants kept."""
+    """IRRA and its descendants, which kept its names."""
     return _projections_turned(_convert(state, IRRA_RULES))
 
 
 @FORMATS.register("rde")
 def rde(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """IRRA's encoder without heads, and token selection."""
+    """RDE: IRRA's encoder without heads, and token selection."""
     return _projections_turned(_convert(state, RDE_RULES))
 
 
 @FORMATS.register("huggingface")
 def huggingface(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """transformers' CLIPModel, whose vision tower has query, key and value apart, where timm has them in one."""
+    """transformers' CLIPModel. Its vision tower separates query, key and value, which timm holds in one tensor."""
     converted = _convert(state, HUGGING_FACE_RULES)
     for query in [name for name in converted if re.search(r"\.attn\.q_proj\.", name)]:
         parts = [query.replace(".q_proj.", f".{part}_proj.") for part in "qkv"]
@@ -154,12 +154,12 @@ def huggingface(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 @FORMATS.register("ivt")
 def ivt(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """IVT's checkpoints, of its pre-training and of its fine-tuning."""
+    """IVT's checkpoints of pre-training and fine-tuning."""
     return _convert(state, IVT_RULES)
 
 
 def _projections_turned(converted: dict[str, Tensor]) -> dict[str, Tensor]:
-    """OpenAI multiplies tokens by its projections from the left, a linear layer by the transpose."""
+    """Transpose the projections: OpenAI multiplies by them from the right, a linear layer by the transpose."""
     for name in ("encoder.image.projection.weight", "encoder.text.projection.weight"):
         if name in converted:
             converted[name] = converted[name].t().contiguous()

@@ -1,4 +1,4 @@
-"""The tensors of a TorchScript archive (OpenAI ships CLIP as one), read without running the program that is in it."""
+"""Reader of TorchScript archives, in which OpenAI ships CLIP. It does not run the program inside."""
 
 import collections
 import pickle
@@ -28,7 +28,7 @@ STORAGES = {
 
 
 def is_torchscript(path: str | Path) -> bool:
-    """Whether this is a zip archive with a TorchScript program in it."""
+    """True for a zip archive with a TorchScript program."""
     if not zipfile.is_zipfile(path):
         return False
     with zipfile.ZipFile(path) as archive:
@@ -36,13 +36,13 @@ def is_torchscript(path: str | Path) -> bool:
 
 
 def read_torchscript(path: str | Path) -> dict[str, Tensor]:
-    """Dotted name -> tensor, of every module's parameters, buffers and other tensors, on the CPU.
+    """Read dotted name -> tensor for all parameters, buffers and other tensors of the modules, on the CPU.
 
-    `torch.jit.load` would compile and run what is in the archive, and torch has deprecated it.
+    `torch.jit.load` is not used: it compiles and runs the program, and torch has deprecated it.
 
     Raises:
-        OSError, zipfile.BadZipFile, pickle.UnpicklingError, KeyError, ValueError and such: damaged, or no archive of
-            modules and tensors alone.
+        OSError, zipfile.BadZipFile, pickle.UnpicklingError, KeyError, ValueError: the archive is damaged, or holds
+            other objects than modules and tensors.
     """
     with zipfile.ZipFile(path) as archive:
         pickled = next(name for name in archive.namelist() if name.endswith("/data.pkl"))
@@ -51,11 +51,11 @@ def read_torchscript(path: str | Path) -> dict[str, Tensor]:
 
 
 class _Module:
-    """Any class of the archive: only its attributes are of interest."""
+    """Placeholder for the classes of the archive, which keeps their attributes."""
 
 
 class _Unpickler(pickle.Unpickler):
-    """Knows modules, tensors and lists, and refuses everything else."""
+    """Unpickles modules, tensors and lists, and refuses everything else."""
 
     def __init__(self, file: IO[bytes], archive: zipfile.ZipFile, folder: str) -> None:
         super().__init__(file)
@@ -70,9 +70,9 @@ class _Unpickler(pickle.Unpickler):
             return STORAGES[name]
         if (module, name) == ("collections", "OrderedDict"):
             return collections.OrderedDict
-        if module == "torch.jit._pickle":  # marks the type of a list; what follows does not matter here
+        if module == "torch.jit._pickle":  # annotates the type of a list
             return lambda value, *_: value
-        raise pickle.UnpicklingError(f"it holds a {module}.{name}")
+        raise pickle.UnpicklingError(f"it contains a {module}.{name}")
 
     def persistent_load(self, pid: Any) -> Tensor:
         _, dtype, key, _, length = pid

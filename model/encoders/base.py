@@ -1,4 +1,4 @@
-"""What every encoder offers to the task and the evaluator."""
+"""Interface of an encoder, as the task and the evaluator use it."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -14,18 +14,18 @@ from utils.registry import Registry
 
 
 class Encoded(NamedTuple):
-    """Embeddings (B, D), not normalised, and all projected tokens (B, T, D).
-
-    `more` holds the further embeddings (B, D') of an encoder that has them, in the order of `Encoder.embeddings`.
-    """
+    """Embeddings (B, D), not normalised, and all projected tokens (B, T, D)."""
 
     embedding: Tensor
     tokens: Tensor
-    more: tuple[Tensor, ...] = ()
+    more: tuple[Tensor, ...] = ()  # further embeddings (B, D'), in the order of `Encoder.embeddings`
 
     @property
     def joint(self) -> Tensor:
-        """(B, sum of D), float32: its cosine similarity is the mean of all embeddings' cosine similarities."""
+        """All embeddings in one vector, float32 (B, sum of D).
+
+        Its cosine similarity is the mean of the cosine similarities of all embeddings.
+        """
         if not self.more:
             return self.embedding.float()
         return torch.cat([F.normalize(embedding.float()) for embedding in (self.embedding, *self.more)], dim=1)
@@ -34,47 +34,61 @@ class Encoded(NamedTuple):
 class Encoder(nn.Module, ABC):
     """Encodes both modalities into one space of `embed_dim` dimensions.
 
-    A subclass takes (image_size, text_length, pretrained) and, keyword-only, the options a YAML may set under `model`.
-    `logit_scale` (1/temperature, constant) multiplies cosine similarities in the losses; `vocab_size` bounds token ids.
+    A subclass takes `image_size` (height and width in pixels), `text_length` (largest number of columns), `pretrained`
+    (False leaves out pretrained weights) and, keyword-only, the options that YAML may set under `model`. The constant
+    `logit_scale` (1/temperature) multiplies cosine similarities in the losses.
     """
 
+    tokenizers: ClassVar[tuple[str, ...]] = ("clip",)  # supported kinds of token ids
+    optional_modules: ClassVar[tuple[str, ...]] = ()  # name prefixes of modules that a checkpoint may lack
+    teaches_itself: ClassVar[bool] = False  # the last embedding of `relate` is a teacher of the main one
+
     embed_dim: int
-    vocab_size: int
+    vocab_size: int  # upper bound of token ids
     logit_scale: float
-    embeddings: Mapping[str, int] = MappingProxyType({})  # name -> dimensions of each, where there are several
-    notes: tuple[str, ...] = ()  # what a log should say about how it was built
-    tokenizers: ClassVar[tuple[str, ...]] = ("clip",)  # the kinds of token ids that it understands
-    full_text: bool = False  # wants text of all columns, not only up to the longest caption
-    inputs: frozenset[str] = frozenset()  # batch fields that `enrich` reads
-    teaches: ClassVar[bool] = False  # its last embedding is a teacher of its first
-    drops_tokens: bool = False  # its tokens are not all there in training
-    batch_statistics: bool = False  # in training, an embedding depends on the other rows that are encoded with it
+    embeddings: Mapping[str, int] = MappingProxyType({})  # name -> dimensions, if the encoder has several embeddings
+    notes: tuple[str, ...] = ()  # remarks about the construction, for the log
+    full_text: bool = False  # needs text padded to full length
+    inputs: frozenset[str] = frozenset()  # batch fields that `enrich` and `relate` read
+    why_no_tokens: str | None = None  # reason and remedy if tokens are incomplete in training
+    why_not_accumulate: str | None = None  # reason and remedy if a batch cannot be encoded in micro-batches
 
     @abstractmethod
     def encode_image(self, images: Tensor) -> Encoded:
-        """float (B, 3, H, W) -> embeddings (B, D) and tokens (B, 1 + N, D), the class token first."""
+        """Images float (B, 3, H, W) -> embeddings (B, D) and tokens (B, 1 + N, D), class token first."""
 
     @abstractmethod
     def encode_text(self, caption_ids: Tensor) -> Encoded:
-        """int64 (B, L) -> embeddings (B, D) and tokens (B, L, D)."""
+        """Token ids int64 (B, L) -> embeddings (B, D) and tokens (B, L, D)."""
 
     def enrich(self, image: Encoded, text: Encoded, batch: Batch) -> tuple[Encoded, Encoded]:
-        """In training, what the losses see in place of the encoded images and captions of a batch."""
+        """Hook in training: replace the embeddings of a local micro-batch, e.g. by fusing support sets."""
         return image, text
 
+    def relate(self, image: Tensor, text: Tensor, rows: Mapping[str, Tensor]) -> tuple[tuple[Tensor, Tensor], ...]:
+        """Hook in training: further (image, text) embeddings computed from all rows of the global batch.
+
+        Args:
+            image: gathered main embeddings (B, D).
+            text: gathered main embeddings (B, D).
+            rows: gathered batch fields with one value per row.
+        """
+        return ()
+
     def compile_towers(self) -> None:
-        """torch.compile what takes the time."""
+        """Apply torch.compile to the towers."""
         for tower in self.children():
             tower.compile()
 
     def resize(self, name: str, value: Tensor) -> Tensor | None:
-        """A checkpoint's position grid made for another image size, resized to this encoder's; None: no such tensor.
+        """Resize a checkpoint's position grid to this encoder's image size; None if `name` is another tensor.
 
         Args:
-            name: in this encoder's state dict.
+            name: name of the tensor in this encoder's state dict.
+            value: position embedding of another image size.
 
         Raises:
-            ValueError: the shape of the grid that it was made for cannot be known.
+            ValueError: the shape of the source grid is unknown.
         """
         return None
 

@@ -1,7 +1,7 @@
-"""Captions as a shared transformer reads them: BERT's embeddings, and its feed-forward weights to start from."""
+"""BERT's embeddings for captions, and its feed-forward weights as initial text MLPs of a shared transformer."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,36 +11,38 @@ from transformers.models.bert.modeling_bert import BertEmbeddings
 
 from model.encoders.towers import BAD_OPTIONS, known_options, no_weights, reason
 from utils.errors import ConfigError
+from utils.options import option
 from utils.registry import did_you_mean
 
-WORD_ARCHS = ("bert", "bert-base-uncased", "google-bert/bert-base-uncased")  # that need no network: BertConfig's sizes
+WORD_ARCHS = ("bert", "bert-base-uncased", "google-bert/bert-base-uncased")  # BertConfig's sizes, without a network
 
 
 @dataclass(frozen=True)
 class WordOptions:
     """Caption embeddings."""
 
-    arch: str = "google-bert/bert-base-uncased"  # a BERT of the hub, a local folder of one, or `bert`
-    pretrained: bool = True  # start from the weights of this name
-    options: dict[str, Any] = field(default_factory=dict)  # of transformers' BertConfig
+    arch: str = option("google-bert/bert-base-uncased", help="BERT of the hub, a local folder of one, or bert")
+    pretrained: bool = option(True, help="load the weights of this name")
+    options: dict[str, Any] = option({}, help="arguments for transformers' BertConfig")
 
 
 def build_words(width: int, text_length: int, options: WordOptions) -> BertEmbeddings:
-    """Fresh word, position and type embeddings; raises `ConfigError` where they do not fit the transformer."""
+    """Randomly initialised word, position and type embeddings; raises `ConfigError` if they do not fit."""
     config = _config_of(width, options)
     if config.hidden_size != width:
         raise ConfigError(
-            f"model.text: {options.arch} has {config.hidden_size} dimensions, the vision transformer {width}"
+            f"model.text.arch: must have {width} dimensions like the vision transformer, got {config.hidden_size} "
+            f"({options.arch})"
         )
     if config.max_position_embeddings < text_length:
         raise ConfigError(
-            f"data.text_length: {text_length} tokens, but the embeddings have "
-            f"{config.max_position_embeddings} positions (model.text)"
+            f"data.text_length: must be at most {config.max_position_embeddings}, the positions of the embeddings "
+            f"(model.text), got {text_length}"
         )
     try:
         words = BertEmbeddings(config)
     except BAD_OPTIONS as error:
-        raise ConfigError(f"model.text.options: transformers cannot build them: {reason(error)}") from None
+        raise ConfigError(f"model.text.options: transformers cannot build {options.arch} ({reason(error)})") from None
     for embedding in (words.word_embeddings, words.position_embeddings, words.token_type_embeddings):
         nn.init.trunc_normal_(embedding.weight, std=0.02)
     with torch.no_grad():
@@ -48,10 +50,15 @@ def build_words(width: int, text_length: int, options: WordOptions) -> BertEmbed
     return words
 
 
-def load_text_mlps(words: BertEmbeddings, blocks: Iterable[nn.Module], options: WordOptions) -> None:
-    """Put BERT's embeddings into `words`, and its feed-forward weights into the blocks' `text_mlp` (spec 1.3).
+def load_text_mlps(words: BertEmbeddings, blocks: Iterable[Any], options: WordOptions) -> None:
+    """Load BERT's embeddings into `words`, and its feed-forward weights into the blocks' `text_mlp`.
 
-    BERT's attention and norms have no place: captions run through the vision transformer's.
+    BERT's attention and norms are not used, because captions run through those of the vision transformer.
+
+    Args:
+        words: embeddings to load into.
+        blocks: blocks of the vision transformer, each with a `text_mlp`.
+        options: options of the embeddings.
     """
     try:
         bert, loaded = BertModel.from_pretrained(
@@ -60,23 +67,24 @@ def load_text_mlps(words: BertEmbeddings, blocks: Iterable[nn.Module], options: 
     except OSError as error:
         raise no_weights("text", options.arch, error) from None
     except BAD_OPTIONS as error:
-        raise ConfigError(f"model.text: {options.arch} cannot be loaded with these options: {reason(error)}") from None
-    if loaded["missing_keys"]:  # transformers lets them start fresh
+        raise ConfigError(f"model.text.options: transformers cannot load {options.arch} ({reason(error)})") from None
+    if loaded["missing_keys"]:  # transformers would initialise them afresh
         raise ConfigError(
-            f"model.text.arch: {options.arch} is no BERT: {len(loaded['missing_keys'])} of its tensors are missing, "
+            f"model.text.arch: must be a BERT, got {options.arch}, which lacks {len(loaded['missing_keys'])} tensors, "
             f"for instance {min(loaded['missing_keys'])}"
         )
-    blocks = list(blocks)
-    layers = bert.encoder.layer
-    if len(layers) < len(blocks) or layers[0].intermediate.dense.weight.shape != blocks[0].text_mlp.fc1.weight.shape:  # type: ignore[union-attr]
+    mlps = [block.text_mlp for block in blocks]
+    layers = list(bert.encoder.layer)
+    hidden, needed = bert.config.intermediate_size, mlps[0].fc1.out_features
+    if len(layers) < len(mlps) or hidden != needed or bert.config.hidden_size != mlps[0].fc1.in_features:
         raise ConfigError(
-            f"model.text.arch: {options.arch} has {len(layers)} layers of {bert.config.intermediate_size} hidden "
-            f"units, the vision transformer {len(blocks)} of {blocks[0].text_mlp.fc1.out_features}"  # type: ignore[union-attr]
+            f"model.text.arch: must have {len(mlps)} layers of {needed} hidden units like the vision transformer, "
+            f"got {len(layers)} of {hidden} ({options.arch})"
         )
     words.load_state_dict(bert.embeddings.state_dict())
-    for block, layer in zip(blocks, layers, strict=False):
-        block.text_mlp.fc1.load_state_dict(layer.intermediate.dense.state_dict())  # type: ignore[union-attr]
-        block.text_mlp.fc2.load_state_dict(layer.output.dense.state_dict())  # type: ignore[union-attr]
+    for mlp, layer in zip(mlps, layers, strict=False):
+        mlp.fc1.load_state_dict(layer.intermediate.dense.state_dict())
+        mlp.fc2.load_state_dict(layer.output.dense.state_dict())
 
 
 def _config_of(width: int, options: WordOptions) -> BertConfig:
@@ -89,8 +97,8 @@ def _config_of(width: int, options: WordOptions) -> BertConfig:
         if options.pretrained:
             raise no_weights("text", options.arch, error) from None
         raise ConfigError(
-            f"model.text.arch: unknown '{options.arch}' (no folder of this name, and not in the hub's cache); "
+            f"model.text.arch: unknown '{options.arch}', neither a folder nor in the hub's cache; "
             f"{did_you_mean(options.arch, WORD_ARCHS)}"
         ) from None
     except BAD_OPTIONS as error:
-        raise ConfigError(f"model.text.options: transformers cannot build them: {reason(error)}") from None
+        raise ConfigError(f"model.text.options: transformers cannot build {options.arch} ({reason(error)})") from None

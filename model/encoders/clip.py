@@ -1,6 +1,7 @@
 """CLIP's dual encoder with all tokens projected: a timm vision transformer and a transformers text tower."""
 
 from dataclasses import replace
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
@@ -8,6 +9,7 @@ from torch import Tensor, nn
 from model.encoders.base import ENCODERS, Encoded, Encoder
 from model.encoders.towers import (
     ImageOptions,
+    Temperature,
     TextOptions,
     build_text_model,
     build_vit,
@@ -15,19 +17,20 @@ from model.encoders.towers import (
     resize_position_grid,
     set_patch_grid,
 )
+from utils.batch import end_of_text
 from utils.errors import ConfigError
+from utils.options import Option
 
 
 @ENCODERS.register("clip")
 class CLIPEncoder(Encoder):
-    """Radford et al., ICML 2021, as IRRA uses it (IRRA model/clip_model.py:CLIP): all tokens are projected.
+    """CLIP's dual encoder (Radford et al., ICML 2021, https://arxiv.org/abs/2103.00020).
+
+    All tokens are projected, as in IRRA (anosorae/IRRA@cfc2378:model/clip_model.py:CLIP).
 
     Args:
-        image_size: height and width in pixels.
-        text_length: most columns that `encode_text` is given.
-        pretrained: False leaves pretrained weights out, whatever the towers' options say.
-        embed_dim: D, the joint space.
-        temperature: the losses' softmax temperature, constant.
+        embed_dim: dimensions of the joint space.
+        temperature: constant softmax temperature of the losses.
         image: vision tower.
         text: text tower.
     """
@@ -38,16 +41,12 @@ class CLIPEncoder(Encoder):
         text_length: int,
         pretrained: bool,
         *,
-        embed_dim: int = 512,
-        temperature: float = 0.02,
+        embed_dim: Annotated[int, Option(ge=1)] = 512,
+        temperature: Temperature = 0.02,
         image: ImageOptions = ImageOptions(),
         text: TextOptions = TextOptions(),
     ) -> None:
         super().__init__()
-        if embed_dim < 1:
-            raise ConfigError(f"model.embed_dim: must be at least 1, is {embed_dim}")
-        if temperature <= 0:
-            raise ConfigError(f"model.temperature: must be above 0, is {temperature}")
         if not pretrained:
             image, text = replace(image, pretrained=False), replace(text, pretrained=False)
         self.image = ImageTower(image_size, embed_dim, image)
@@ -62,8 +61,7 @@ class CLIPEncoder(Encoder):
 
     def encode_text(self, caption_ids: Tensor) -> Encoded:
         tokens = self.text(caption_ids)
-        end_of_text = caption_ids.argmax(dim=1)  # it has the largest id
-        return Encoded(tokens[torch.arange(len(tokens), device=tokens.device), end_of_text], tokens)
+        return Encoded(tokens[torch.arange(len(tokens), device=tokens.device), end_of_text(caption_ids)], tokens)
 
     def resize(self, name: str, value: Tensor) -> Tensor | None:
         trunk = self.image.trunk
@@ -73,47 +71,50 @@ class CLIPEncoder(Encoder):
 
 
 class ImageTower(nn.Module):
-    """float (B, 3, H, W) -> (B, 1 + N, embed_dim): class token, then patches row by row."""
+    """Images float (B, 3, H, W) -> tokens (B, 1 + N, embed_dim): class token, then patches row by row."""
 
     def __init__(self, image_size: tuple[int, int], embed_dim: int, options: ImageOptions) -> None:
         super().__init__()
         trunk = build_vit(options, img_size=tuple(image_size), num_classes=embed_dim)
         set_patch_grid(trunk, image_size, options.stride)
         width = trunk.embed_dim
-        nn.init.normal_(trunk.head.weight, std=width**-0.5)  # CLIP's; timm's own schemes may begin with zeros
+        nn.init.normal_(trunk.head.weight, std=width**-0.5)  # CLIP's scheme; some of timm's start at zero
         self.notes = load_vit(trunk, options) if options.pretrained else ()
-        self.projection = nn.Linear(width, embed_dim, bias=False)  # CLIP has no bias where timm's head has one
+        self.projection = nn.Linear(width, embed_dim, bias=False)  # without the bias of timm's head, as in CLIP
         self.projection.weight = trunk.head.weight
         trunk.reset_classifier(0)
         self.trunk, self.has_class_token = trunk, trunk.num_prefix_tokens == 1
 
     def forward(self, images: Tensor) -> Tensor:
         tokens = self.trunk.forward_features(images)
-        if not self.has_class_token:  # SigLIP's kind: a learnt map pools the patches
+        if not self.has_class_token:  # a learnt map pools the patches, as in SigLIP
             tokens = torch.cat([self.trunk.forward_head(tokens, pre_logits=True)[:, None], tokens], dim=1)
-        return self.projection(tokens)
+        projected: Tensor = self.projection(tokens)
+        return projected
 
 
 class TextTower(nn.Module):
-    """int64 (B, L) -> (B, L, embed_dim), causal; L may be less than the context length."""
+    """Token ids int64 (B, L) -> tokens (B, L, embed_dim), causal; L may be less than the context length."""
 
     def __init__(self, text_length: int, embed_dim: int, options: TextOptions) -> None:
         super().__init__()
         model = build_text_model(embed_dim, options)
         if model.config.max_position_embeddings < text_length:
             raise ConfigError(
-                f"data.text_length: {text_length} tokens, but the text tower has "
-                f"{model.config.max_position_embeddings} positions (model.text)"
+                f"data.text_length: must be at most {model.config.max_position_embeddings}, the positions of the text "
+                f"tower (model.text), got {text_length}"
             )
         if model.config.projection_dim != embed_dim:
             raise ConfigError(
-                f"model.embed_dim: {embed_dim}, but {options.arch} projects to {model.config.projection_dim} dimensions"
+                f"model.embed_dim: must be {model.config.projection_dim} like the projection of {options.arch}, "
+                f"got {embed_dim}"
             )
         if options.checkpointing:
-            # Its name in transformers 5.23, and before.
+            # The name in transformers 5.23, and in earlier versions.
             enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
             enable({"use_reentrant": False})
         self.trunk, self.projection = model.text_model, model.text_projection
 
     def forward(self, caption_ids: Tensor) -> Tensor:
-        return self.projection(self.trunk(input_ids=caption_ids).last_hidden_state)
+        projected: Tensor = self.projection(self.trunk(input_ids=caption_ids).last_hidden_state)
+        return projected

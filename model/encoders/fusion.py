@@ -1,7 +1,7 @@
-"""CLIP's encoder with fusion: in training, each image and caption is enriched with others of its identity (LCR2S)."""
+"""CLIP encoders that enrich training images and captions with others of their identity (docs/methods/lcr2s.md)."""
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any
 
 import torch
 from timm.layers import QuickGELU
@@ -11,13 +11,20 @@ from model.encoders.base import ENCODERS, Encoded
 from model.encoders.clip import CLIPEncoder
 from utils.batch import Batch
 from utils.errors import ConfigError
+from utils.options import Option
+
+Heads = Annotated[int, Option(ge=1)]
 
 
 class Fusion(nn.Module):
-    """One attention block whose query is a sample and whose keys are that sample and its support.
+    """One attention block with a sample as query, and the sample and its support set as keys.
 
-    Its output layers begin at 0, so that at first the enriched embedding is the sample's own. LCR2S says "multi-head
-    attentional fusion"; this form of it is ours (LCR2S spec 5), as the paper's could not be had.
+    Its output layers start at zero, so that the enriched embedding is the sample's at first. LCR2S describes
+    "multi-head attentional fusion"; this form of it is ours (docs/methods/lcr2s.md#fusion).
+
+    Args:
+        embed_dim: dimensions of the embeddings.
+        heads: attention heads.
     """
 
     def __init__(self, embed_dim: int, heads: int) -> None:
@@ -30,33 +37,48 @@ class Fusion(nn.Module):
             nn.init.zeros_(parameter)
 
     def forward(self, anchor: Tensor, support: Tensor, mask: Tensor) -> Tensor:
-        """(B, D) enriched with (B, M, D), of which bool (B, M) are real -> (B, D). M may be 0, and a mask empty."""
-        support = support.masked_fill(~mask[:, :, None], 0)  # whatever is there, NaN too
+        """Enrich embeddings (B, D) with support sets (B, M, D) -> (B, D).
+
+        Args:
+            anchor: embeddings of the samples.
+            support: embeddings of their support sets; M may be 0.
+            mask: bool (B, M), occupied slots; a row may have none.
+        """
+        support = support.masked_fill(~mask[:, :, None], 0)  # empty slots may hold NaN
         mask = torch.cat([mask.new_ones(len(mask), 1), mask], dim=1)
         keys = self.norm1(torch.cat([anchor[:, None], support], dim=1))
         found, _ = self.attention(keys[:, :1], keys, keys, key_padding_mask=~mask, need_weights=False)
         return self._residual(anchor, found[:, 0])
 
     def within(self, samples: Tensor, related: Tensor) -> Tensor:
-        """(B, D), each enriched with those that bool (B, B) relates it to, itself among them -> (B, D)."""
+        """Enrich embeddings (B, D) with one another -> (B, D).
+
+        Args:
+            samples: embeddings.
+            related: bool (B, B), the samples that each one is enriched with, itself included.
+        """
         keys = self.norm1(samples)[None]
         found, _ = self.attention(keys, keys, keys, attn_mask=~related, need_weights=False)
         return self._residual(samples, found[0])
 
     def _residual(self, samples: Tensor, found: Tensor) -> Tensor:
         samples = samples + found
-        return samples + self.out(self.act(self.hidden(self.norm2(samples))))
+        hidden: Tensor = self.act(self.hidden(self.norm2(samples)))
+        change: Tensor = self.out(hidden)
+        return samples + change
 
 
 class _Fusing(CLIPEncoder):
-    """CLIP's encoder, and a fusion for each modality."""
+    """CLIP's encoder with a fusion block per modality."""
+
+    optional_modules = ("fusion.",)
 
     def __init__(
         self, image_size: tuple[int, int], text_length: int, pretrained: bool, heads: int, **clip: Any
     ) -> None:
         super().__init__(image_size, text_length, pretrained, **clip)
-        if heads < 1 or self.embed_dim % heads:
-            raise ConfigError(f"model.heads: must divide model.embed_dim, {self.embed_dim}, is {heads}")
+        if self.embed_dim % heads:
+            raise ConfigError(f"model.heads: must be a divisor of model.embed_dim ({self.embed_dim}), got {heads}")
         self.fusion = nn.ModuleDict({tower: Fusion(self.embed_dim, heads) for tower in ("image", "text")})
 
     def fusion_of(self, tower: str) -> Fusion:
@@ -68,14 +90,14 @@ class _Fusing(CLIPEncoder):
 
 @ENCODERS.register("fusion")
 class FusionEncoder(_Fusing):
-    """LCR2S-style teacher (after Yan et al., ACM MM 2023): the losses see embeddings enriched by support sets.
+    """LCR2S-style teacher (after Yan et al., ACM MM 2023): losses see embeddings enriched by support sets.
 
-    `encode_image` and `encode_text`, and so evaluation, know no support.
+    `encode_image` and `encode_text`, and therefore evaluation, use no support sets.
 
     Args:
-        image_size, text_length, pretrained, clip: as in `CLIPEncoder`.
-        heads: of the fusion's attention.
-        support_grad: whether the towers learn from the support sets, too; false saves most of their memory.
+        heads: attention heads of the fusion.
+        support_grad: backpropagate through the support sets; False saves most of their memory.
+        clip: options of `CLIPEncoder`.
     """
 
     inputs = frozenset({"support_images", "support_image_mask", "support_caption_ids", "support_caption_mask"})
@@ -86,7 +108,7 @@ class FusionEncoder(_Fusing):
         text_length: int,
         pretrained: bool,
         *,
-        heads: int = 8,
+        heads: Heads = 8,
         support_grad: bool = True,
         **clip: Any,
     ) -> None:
@@ -96,15 +118,15 @@ class FusionEncoder(_Fusing):
     def enrich(self, image: Encoded, text: Encoded, batch: Batch) -> tuple[Encoded, Encoded]:
         image_mask, text_mask = batch["support_image_mask"], batch["support_caption_mask"]
         with torch.set_grad_enabled(self.support_grad and torch.is_grad_enabled()):
-            images = self._placed(batch["support_images"], image_mask, self.encode_image)
-            texts = self._placed(batch["support_caption_ids"], text_mask, self.encode_text)
+            images = self._in_slots(batch["support_images"], image_mask, self.encode_image)
+            texts = self._in_slots(batch["support_caption_ids"], text_mask, self.encode_text)
         return (
             image._replace(embedding=self.fusion_of("image")(image.embedding, images, image_mask)),
             text._replace(embedding=self.fusion_of("text")(text.embedding, texts, text_mask)),
         )
 
-    def _placed(self, items: Tensor, mask: Tensor, encode: Callable[[Tensor], Encoded]) -> Tensor:
-        """The embeddings of the real items, each in its slot of (B, M, D); zeros elsewhere."""
+    def _in_slots(self, items: Tensor, mask: Tensor, encode: Callable[[Tensor], Encoded]) -> Tensor:
+        """Embeddings of the items in their slots, (B, M, D); zeros in empty slots."""
         if not len(items):
             return torch.zeros(*mask.shape, self.embed_dim, device=mask.device)
         embedding = encode(items).embedding
@@ -113,36 +135,34 @@ class FusionEncoder(_Fusing):
 
 @ENCODERS.register("batch_fusion")
 class BatchFusionEncoder(_Fusing):
-    """LCR2S-style in one stage (LCR2S spec 7C): the other rows of an identity in the batch are the support.
+    """LCR2S-style in one stage: the other rows of an identity in the batch are its support set.
 
-    The losses see the plain embedding and the enriched one, which is also the teacher of the plain one.
+    Losses see the plain and the enriched embedding; the enriched one is also the teacher of the plain one.
 
     Args:
-        image_size, text_length, pretrained, clip: as in `CLIPEncoder`.
-        heads: of the fusion's attention.
+        heads: attention heads of the fusion.
+        clip: options of `CLIPEncoder`.
     """
 
     inputs = frozenset({"image_ids", "index"})
-    teaches = True
+    teaches_itself = True
 
     def __init__(
-        self, image_size: tuple[int, int], text_length: int, pretrained: bool, *, heads: int = 8, **clip: Any
+        self, image_size: tuple[int, int], text_length: int, pretrained: bool, *, heads: Heads = 8, **clip: Any
     ) -> None:
         super().__init__(image_size, text_length, pretrained, heads, **clip)
 
-    def enrich(self, image: Encoded, text: Encoded, batch: Batch) -> tuple[Encoded, Encoded]:
-        images, texts = related_rows(batch["pids"], batch["image_ids"], batch["index"])
-        return (
-            image._replace(more=(self.fusion_of("image").within(image.embedding, images),)),
-            text._replace(more=(self.fusion_of("text").within(text.embedding, texts),)),
-        )
+    def relate(self, image: Tensor, text: Tensor, rows: Mapping[str, Tensor]) -> tuple[tuple[Tensor, Tensor], ...]:
+        images, texts = related_rows(rows["pids"], rows["image_ids"], rows["index"])
+        return ((self.fusion_of("image").within(image, images), self.fusion_of("text").within(text, texts)),)
 
 
 def related_rows(pids: Tensor, image_ids: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
-    """Bool (B, B) for images and for captions: each row, and those of its identity with another image, or caption.
+    """Support sets within a batch, for images and for captions: bool (B, B) each.
 
-    A row that a sampler repeats is no support of its repetition.
+    A row is related to itself and to the rows of its identity with another image, or another caption. Repetitions of a
+    row by the sampler do not support each other.
     """
-    same, own = pids[:, None] == pids[None, :], torch.eye(len(pids), dtype=torch.bool, device=pids.device)
-    images, captions = (same & (numbers[:, None] != numbers[None, :]) | own for numbers in (image_ids, index))
+    same, itself = pids[:, None] == pids[None, :], torch.eye(len(pids), dtype=torch.bool, device=pids.device)
+    images, captions = (same & (numbers[:, None] != numbers[None, :]) | itself for numbers in (image_ids, index))
     return images, captions

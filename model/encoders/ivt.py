@@ -1,9 +1,9 @@
-"""IVT's encoder: one vision transformer for images and captions, with an MLP for each kind in every block."""
+"""IVT's encoder: one vision transformer for images and captions, with an MLP per modality in every block."""
 
 import copy
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from timm.models.vision_transformer import Block
@@ -12,15 +12,24 @@ from torch.utils.checkpoint import checkpoint
 
 from model.encoders.base import ENCODERS, Encoded, Encoder
 from model.encoders.bert_embeddings import WordOptions, build_words, load_text_mlps
-from model.encoders.towers import ImageOptions, build_vit, grid_of, load_vit, resize_position_grid, set_patch_grid
+from model.encoders.towers import (
+    ImageOptions,
+    Temperature,
+    build_vit,
+    grid_of,
+    load_vit,
+    resize_position_grid,
+    set_patch_grid,
+)
 from utils.batch import caption_mask
 from utils.errors import ConfigError
+from utils.options import Option
 
 IMAGE = ImageOptions(arch="vit_base_patch16_224.orig_in21k_ft_in1k", stride=12)
 
 
-class SharedBlock(Block):
-    """timm's block with a second MLP: attention and norms are shared, `mlp` is for images, `text_mlp` for captions."""
+class SharedBlock(Block):  # type: ignore[misc]  # timm has no types
+    """timm's block with shared attention and norms, and two MLPs: `mlp` for images, `text_mlp` for captions."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -29,27 +38,26 @@ class SharedBlock(Block):
     def forward(self, tokens: Tensor, attn_mask: Tensor | None = None, *, text: bool = False) -> Tensor:
         mlp = self.text_mlp if text else self.mlp
         tokens = tokens + self.drop_path1(self.ls1(self.attn(self.norm1(tokens), attn_mask=attn_mask)))
-        return tokens + self.drop_path2(self.ls2(mlp(self.norm2(tokens))))
+        mixed: Tensor = tokens + self.drop_path2(self.ls2(mlp(self.norm2(tokens))))
+        return mixed
 
 
 @ENCODERS.register("ivt")
 class IVTEncoder(Encoder):
-    """Shu et al., ECCV Workshops 2022 (IVT model/backbones/vit_vl.py:UVT_Bert_IMG_TXT_MASK; spec 1 and 2).
+    """IVT's shared transformer (Shu et al., ECCV Workshops 2022, https://arxiv.org/abs/2208.08608).
 
-    Both embeddings are the first token behind the last norm: the class token, and the caption's first token. There
-    is no projection, so `embed_dim` is the transformer's width. In training, bidirectional mask modelling leaves a
-    random number of tokens out before the first block, 0 to floor(mask_ratio * tokens), never the first one.
+    Both embeddings are the first token behind the last norm: the class token, and the caption's first token. There is
+    no projection, so `embed_dim` is the transformer's width. In training, bidirectional mask modelling drops a random
+    number of tokens before the first block: 0 to floor(mask_ratio * tokens), never the first one. Details and
+    deviations are in docs/methods/ivt.md#model.
 
     Args:
-        image_size: height and width in pixels.
-        text_length: most columns that `encode_text` is given.
-        pretrained: False leaves pretrained weights out, whatever the options say.
-        temperature: of losses that have one; IVT's own (cmpm) has none.
-        mask_ratio: largest part of the tokens that a step leaves out; 0: none.
-        mask_per_sample: draw the positions for each image and caption; by default a batch shares them, as in the code.
-        drop_path: stochastic depth of the last block, in proportion of the others (0 in the first).
-        image: the vision transformer, and the image's embeddings.
-        text: the captions' embeddings, and what their MLPs start from.
+        temperature: softmax temperature of losses that have one; IVT's cmpm has none.
+        mask_ratio: largest fraction of the tokens that a training step drops.
+        mask_per_sample: draw the dropped positions per image and caption; in the authors' code, a batch shares them.
+        drop_path: stochastic depth of the last block; it rises linearly from 0 in the first.
+        image: vision transformer and image embeddings.
+        text: caption embeddings, and initial weights of the text MLPs.
     """
 
     tokenizers = ("wordpiece", "clip")
@@ -60,35 +68,31 @@ class IVTEncoder(Encoder):
         text_length: int,
         pretrained: bool,
         *,
-        temperature: float = 0.02,
-        mask_ratio: float = 0.2,
+        temperature: Temperature = 0.02,
+        mask_ratio: Annotated[float, Option(ge=0, lt=1)] = 0.2,
         mask_per_sample: bool = False,
-        drop_path: float = 0.1,
+        drop_path: Annotated[float, Option(ge=0, lt=1)] = 0.1,
         image: ImageOptions = IMAGE,
         text: WordOptions = WordOptions(),
     ) -> None:
         super().__init__()
-        if not 0 <= mask_ratio < 1:
-            raise ConfigError(f"model.mask_ratio: must be at least 0 and below 1, is {mask_ratio}")
-        if not 0 <= drop_path < 1:
-            raise ConfigError(f"model.drop_path: must be at least 0 and below 1, is {drop_path}")
-        if temperature <= 0:
-            raise ConfigError(f"model.temperature: must be above 0, is {temperature}")
         if not pretrained:
             image, text = replace(image, pretrained=False), replace(text, pretrained=False)
-        facts = {"num_classes": 0, "block_fn": SharedBlock, "drop_path_rate": drop_path}
-        self.trunk = build_vit(image, img_size=tuple(image_size), **facts)
+        settings = {"num_classes": 0, "block_fn": SharedBlock, "drop_path_rate": drop_path}
+        self.trunk = build_vit(image, img_size=tuple(image_size), **settings)
         if self.trunk.num_prefix_tokens != 1:
-            raise ConfigError(f"model.image.arch: {image.arch} has no class token, which IVT's embeddings are")
+            raise ConfigError(f"model.image.arch: must have a class token, which is IVT's embedding, got {image.arch}")
         set_patch_grid(self.trunk, image_size, image.stride)
         self.type_embed = nn.Parameter(nn.init.trunc_normal_(torch.empty_like(self.trunk.pos_embed), std=0.02))
         self.words = build_words(self.trunk.embed_dim, text_length, text)
-        self.notes = load_vit(self.trunk, image, own_part=".text_mlp.") if image.pretrained else ()
+        self.notes = load_vit(self.trunk, image, keep=".text_mlp.") if image.pretrained else ()
         if text.pretrained:
             load_text_mlps(self.words, self.trunk.blocks, text)
         self.image_size, self.embed_dim, self.logit_scale = image_size, self.trunk.embed_dim, 1 / temperature
         self.vocab_size = self.words.word_embeddings.num_embeddings
-        self.mask_ratio, self.mask_per_sample, self.drops_tokens = mask_ratio, mask_per_sample, mask_ratio > 0
+        self.mask_ratio, self.mask_per_sample = mask_ratio, mask_per_sample
+        if mask_ratio > 0:
+            self.why_no_tokens = f"model.mask_ratio={mask_ratio} drops some in training; set model.mask_ratio=0"
 
     def encode_image(self, images: Tensor) -> Encoded:
         patches = self.trunk.patch_embed(images)
@@ -104,19 +108,25 @@ class IVTEncoder(Encoder):
         return self.run_blocks(tokens, mask, text=text)
 
     def run_blocks(self, tokens: Tensor, mask: Tensor | None, *, text: bool) -> Encoded:
-        """Embedded tokens (B, T, D), and which of them are no padding (B, T), through all blocks and the last norm."""
+        """Run all blocks and the last norm.
+
+        Args:
+            tokens: embedded tokens (B, T, D).
+            mask: bool (B, T), False for padding.
+            text: use the MLPs of captions.
+        """
         keys = None if mask is None else mask[:, None, None]  # for all heads and queries
-        again = self.trunk.grad_checkpointing and torch.is_grad_enabled()
+        recompute = self.trunk.grad_checkpointing and torch.is_grad_enabled()
         for block in self.trunk.blocks:
-            run = partial(checkpoint, block, use_reentrant=False) if again else block
+            run = partial(checkpoint, block, use_reentrant=False) if recompute else block
             tokens = run(tokens, keys, text=text)
         tokens = self.trunk.norm(tokens)
         return Encoded(tokens[:, 0], tokens)
 
     def _draw_kept(self, batch: int, num_tokens: int) -> Tensor:
-        """Positions that stay, the first token's first: int64 (1, T'), or (B, T') with `mask_per_sample`."""
+        """Positions to keep, the first token in front: int64 (1, T'), or (B, T') with `mask_per_sample`."""
         most = int(self.mask_ratio * num_tokens)
-        dropped = int(torch.randint(most + 1, ()))  # drawn on the CPU, so that no GPU has to wait
+        dropped = int(torch.randint(most + 1, ()))  # drawn on the CPU, without a device sync
         rows = batch if self.mask_per_sample else 1
         kept = 1 + torch.rand(rows, num_tokens - 1).argsort(dim=1)[:, dropped:]
         return torch.cat([kept.new_zeros(rows, 1), kept], dim=1)
@@ -135,7 +145,7 @@ class IVTEncoder(Encoder):
 
 
 def keep_tokens(tokens: Tensor, mask: Tensor | None, kept: Tensor) -> tuple[Tensor, Tensor | None]:
-    """The tokens (B, T, D) and their mask (B, T) at the positions `kept`, int64 (1 or B, T'), in that order."""
+    """Select tokens (B, T, D) and their mask (B, T) at the positions `kept`, int64 (1 or B, T')."""
     kept = kept.to(tokens.device, non_blocking=True)
     if len(kept) == 1:
         return tokens[:, kept[0]], None if mask is None else mask[:, kept[0]]

@@ -1,6 +1,6 @@
-"""CLIP's encoder with a second embedding, pooled from the tokens that the last block attends to most (RDE)."""
+"""CLIP's encoder with a second embedding, pooled from the tokens with the most attention in the last block (RDE)."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -8,20 +8,26 @@ from torch import Tensor, nn
 
 from model.encoders.base import ENCODERS, Encoded
 from model.encoders.clip import CLIPEncoder
+from utils.batch import end_of_text
 from utils.errors import ConfigError
+from utils.options import Option
 
 
 @ENCODERS.register("token_selection")
 class TokenSelectionEncoder(CLIPEncoder):
-    """Qin et al., CVPR 2024, section 3.2 (RDE model/build.py, model/grab.py; RDE spec 3).
+    """RDE's dual embedding (Qin et al., CVPR 2024, https://arxiv.org/abs/2308.09911, section 3.2).
+
+    One embedding is CLIP's (bge), the other pools selected tokens (tse), see docs/methods/rde.md#token-selection.
 
     Args:
-        image_size, text_length, pretrained, clip: as in `CLIPEncoder`.
-        selected_dim: of the second embedding.
-        ratio: part of the patches, and of the words that `text_length` has room for, that it is pooled from.
-        bn: `frozen` normalises by the running statistics and never moves them, as the published numbers had it;
-            `batch` is batch normalisation as usual, which the authors' repository has since October 2024.
+        selected_dim: dimensions of the second embedding.
+        ratio: fraction of the patches, and of the words that `text_length` has room for, that are selected.
+        bn: frozen normalises by running statistics that never change, as when the published numbers were made; batch
+            is ordinary batch normalisation, as in the authors' repository since October 2024.
+        clip: options of `CLIPEncoder`.
     """
+
+    optional_modules = ("selection.",)
 
     def __init__(
         self,
@@ -29,30 +35,27 @@ class TokenSelectionEncoder(CLIPEncoder):
         text_length: int,
         pretrained: bool,
         *,
-        selected_dim: int = 1024,
-        ratio: float = 0.3,
+        selected_dim: Annotated[int, Option(ge=2)] = 1024,
+        ratio: Annotated[float, Option(gt=0, le=1)] = 0.3,
         bn: Literal["frozen", "batch"] = "frozen",
         **clip: Any,
     ) -> None:
         super().__init__(image_size, text_length, pretrained, **clip)
-        if selected_dim < 2:
-            raise ConfigError(f"model.selected_dim: must be at least 2, is {selected_dim}")
-        if not 0 < ratio <= 1:
-            raise ConfigError(f"model.ratio: is a part of the tokens, above 0 and at most 1, is {ratio}")
         if not self.image.has_class_token:
-            raise ConfigError("model.image.arch: has no class token that attends to the patches")
+            raise ConfigError("model.image.arch: must have a class token, whose attention selects the patches")
         self.embeddings = {"bge": self.embed_dim, "tse": selected_dim}
         self.num_patches = max(1, int(self.image.trunk.patch_embed.num_patches * ratio))
         self.num_words = max(1, int((text_length - 2) * ratio))
-        self.batch_statistics = bn == "batch"
-        self.full_text = bn == "batch"  # its statistics count the padding that short captions are filled up with
+        if bn == "batch":
+            self.why_not_accumulate = "batch normalisation needs the whole batch; set model.bn=frozen"
+        self.full_text = bn == "batch"  # the batch statistics include padding
         self.selection = nn.ModuleDict(
             {tower: TokenMLP(self.embed_dim, selected_dim, bn == "frozen") for tower in ("image", "text")}
         )
         last = self.image.trunk.blocks[-1].attn
-        self.image_attention = Attention(last.q_norm, last.k_norm)  # these are behind the split into heads
+        self.image_attention = LastAttention(last.q_norm, last.k_norm)  # behind the split into heads
         last = self.text.trunk.encoder.layers[-1].self_attn
-        self.text_attention = Attention(last.q_proj, last.k_proj)
+        self.text_attention = LastAttention(last.q_proj, last.k_proj)
         self.text_heads: int = last.num_heads
 
     def encode_image(self, images: Tensor) -> Encoded:
@@ -60,21 +63,27 @@ class TokenSelectionEncoder(CLIPEncoder):
         query, keys = self.image_attention.take()
         scores = attention(query[:, :, 0], keys)[:, 1:]
         chosen = 1 + scores.topk(self.num_patches).indices
-        return Encoded(embedding, tokens, (self.selection["image"](gather(tokens, chosen)),))
+        return Encoded(embedding, tokens, (self.selection["image"](select(tokens, chosen)),))
 
     def encode_text(self, caption_ids: Tensor) -> Encoded:
         embedding, tokens, _ = super().encode_text(caption_ids)
         query, keys = (part.unflatten(2, (self.text_heads, -1)).transpose(1, 2) for part in self.text_attention.take())
-        end = caption_ids.argmax(dim=1)
+        end = end_of_text(caption_ids)
         last = end[:, None, None, None].expand(-1, query.shape[1], 1, query.shape[3])
         seen = torch.arange(query.shape[2], device=end.device) <= end[:, None]
         scores = attention(query.gather(2, last).squeeze(2), keys, seen)
         chosen, count = select_words(scores, end, self.num_words)
-        return Encoded(embedding, tokens, (self.selection["text"](gather(tokens, chosen), count),))
+        return Encoded(embedding, tokens, (self.selection["text"](select(tokens, chosen), count),))
 
 
 class TokenMLP(nn.Module):
-    """Tokens (B, k, D) -> (B, D'): a residual MLP on each unit token, then the largest value of each dimension."""
+    """Pool tokens (B, k, D) -> (B, D'): a residual MLP on unit tokens, then the maximum over tokens.
+
+    Args:
+        embed_dim: D.
+        selected_dim: D'.
+        frozen: never update the running statistics of batch normalisation.
+    """
 
     def __init__(self, embed_dim: int, selected_dim: int, frozen: bool) -> None:
         super().__init__()
@@ -90,18 +99,29 @@ class TokenMLP(nn.Module):
         return self
 
     def forward(self, tokens: Tensor, count: Tensor | None = None) -> Tensor:
-        """`count` (B,): how many of the k tokens are pooled; None: all."""
+        """Pool tokens.
+
+        Args:
+            tokens: (B, k, D).
+            count: (B,), number of tokens to pool, the first ones; None pools all.
+        """
         tokens = tokens / (tokens.norm(dim=-1, keepdim=True) + 1e-8)
         hidden = self.norm(self.hidden(tokens).flatten(0, 1)).unflatten(0, tokens.shape[:2])
         values = self.out(F.relu(hidden)) + self.skip(tokens)
         if count is not None:
             unused = torch.arange(tokens.shape[1], device=count.device) >= count[:, None]
             values = values.masked_fill(unused[:, :, None], -torch.inf)
-        return values.max(dim=1).values
+        pooled: Tensor = values.max(dim=1).values
+        return pooled
 
 
-class Attention:
-    """Keeps what two modules of an attention layer gave last, its queries and its keys, without their gradient."""
+class LastAttention:
+    """Queries and keys of the latest forward pass of an attention layer, without gradient.
+
+    Args:
+        query: module whose output are the queries.
+        keys: module whose output are the keys.
+    """
 
     def __init__(self, query: nn.Module, keys: nn.Module) -> None:
         self.query: Tensor | None = None
@@ -110,7 +130,7 @@ class Attention:
         keys.register_forward_hook(self._keep_keys)
 
     def take(self) -> tuple[Tensor, Tensor]:
-        """Queries and keys of the forward pass that was just made; they are let go of."""
+        """Return and release the queries and keys."""
         query, keys = self.query, self.keys
         assert query is not None and keys is not None
         self.query = self.keys = None
@@ -127,28 +147,30 @@ def attention(query: Tensor, keys: Tensor, seen: Tensor | None = None) -> Tensor
     """Softmax attention of one position to all, averaged over heads, float32 (B, N).
 
     Args:
-        query: (B, heads, d), of that position.
+        query: (B, heads, d), query of the position.
         keys: (B, heads, N, d).
-        seen: bool (B, N), the positions that it attends to; None: all.
+        seen: bool (B, N), positions that it may attend to; None allows all.
     """
     with torch.autocast(query.device.type, enabled=False):
         scores = (keys.float() @ query.float()[..., None]).squeeze(3) * query.shape[2] ** -0.5
     if seen is not None:
         scores = scores.masked_fill(~seen[:, None], -torch.inf)
-    return scores.softmax(dim=2).mean(dim=1)
+    weights: Tensor = scores.softmax(dim=2).mean(dim=1)
+    return weights
 
 
 def select_words(scores: Tensor, end: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The words that the end of text attends to most, filled up with padding.
+    """Select the words with the most attention from the end of text, padded to k.
+
+    A caption without words has its end of text in their place, where the reference continues with NaN.
 
     Args:
         scores: (B, L), attention of the end of text.
-        end: int64 (B,), where it is; words are between position 0 and it.
-        k: most words.
+        end: int64 (B,), position of the end of text; words lie between position 0 and it.
+        k: number of words to select.
 
     Returns:
-        Positions (B, k), or (B, L) where L is less, and how many of them, (B,), are words. A caption without words has
-        its end of text in their place (the reference goes on with NaN).
+        Positions (B, min(k, L)), and the number of words among them (B,).
     """
     position = torch.arange(scores.shape[1], device=scores.device)
     words = (position > 0) & (position < end[:, None])
@@ -158,6 +180,6 @@ def select_words(scores: Tensor, end: Tensor, k: int) -> tuple[Tensor, Tensor]:
     return chosen, count.clamp(min=1, max=k)
 
 
-def gather(tokens: Tensor, positions: Tensor) -> Tensor:
-    """(B, T, D) at (B, k) -> (B, k, D)."""
+def select(tokens: Tensor, positions: Tensor) -> Tensor:
+    """Tokens (B, T, D) at positions (B, k) -> (B, k, D)."""
     return tokens.gather(1, positions[:, :, None].expand(-1, -1, tokens.shape[2]))

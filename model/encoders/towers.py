@@ -2,8 +2,8 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from typing import Annotated, Any
 
 import timm
 import torch
@@ -18,9 +18,10 @@ from configs.schema import CLIP_MEAN, CLIP_STD
 from model.checkpoints.files import read_weights, state_dict_of
 from utils.checkpoint import load_state
 from utils.errors import CheckpointError, ConfigError
+from utils.options import Option, option
 from utils.registry import did_you_mean
 
-# Text towers of OpenAI's models, so that they can be built without a network; what is not said is as in B/32.
+# Text towers of OpenAI's models, built without a network. Sizes that are not listed are those of B/32.
 TEXT_ARCHS: dict[str, dict[str, int]] = {
     "clip": {},
     "openai/clip-vit-base-patch32": {},
@@ -28,57 +29,58 @@ TEXT_ARCHS: dict[str, dict[str, int]] = {
     "openai/clip-vit-large-patch14": {"hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12},
 }
 
-# What timm and transformers raise for `options` that make no model: they are free-form, so anything may be in them.
+# Errors of timm and transformers for free-form `options` that make no model.
 BAD_OPTIONS = (ValueError, TypeError, AssertionError, RuntimeError, ArithmeticError, LookupError, StrictDataclassError)
+Temperature = Annotated[float, Option(gt=0)]
+CHECKPOINTING = "recompute activations in the backward pass instead of keeping them"
 
 
 @dataclass(frozen=True)
 class ImageOptions:
-    """The vision tower."""
+    """Vision tower."""
 
-    arch: str = "vit_base_patch16_clip_quickgelu_224.openai"  # a timm vision transformer, with a class token or a map
-    stride: int | None = None  # pixels between patches; null: the patch size; less: overlapping patches
-    pretrained: bool | str = True  # start from the weights that timm has under this name, or from this file of timm's
-    options: dict[str, Any] = field(default_factory=dict)  # passed on to timm, for instance depth or patch_size
-    checkpointing: bool = False  # compute activations again for the gradient instead of keeping them
+    arch: str = option("vit_base_patch16_clip_quickgelu_224.openai", help="timm vision transformer")
+    stride: int | None = option(None, help="pixels between patches; null: the patch size; less: overlapping patches")
+    pretrained: bool | str = option(True, help="load timm's weights of this name, or those of a file in timm's format")
+    options: dict[str, Any] = option({}, help="arguments for timm, for instance depth or patch_size")
+    checkpointing: bool = option(False, help=CHECKPOINTING, resumable=True)
 
 
 @dataclass(frozen=True)
 class TextOptions:
-    """The text tower."""
+    """Text tower."""
 
-    arch: str = "openai/clip-vit-base-patch16"  # a CLIP model of the hub, a local folder of one, or `clip`
-    pretrained: bool = True  # start from the weights of this name
-    options: dict[str, Any] = field(default_factory=dict)  # of transformers' CLIPTextConfig
-    checkpointing: bool = False  # compute activations again for the gradient instead of keeping them
+    arch: str = option("openai/clip-vit-base-patch16", help="CLIP model of the hub, a local folder of one, or clip")
+    pretrained: bool = option(True, help="load the weights of this name")
+    options: dict[str, Any] = option({}, help="arguments for transformers' CLIPTextConfig")
+    checkpointing: bool = option(False, help=CHECKPOINTING, resumable=True)
 
 
 def resize_position_grid(
     position_embedding: Tensor, grid: tuple[int, int], prefix: int = 1, *, source: tuple[int, int] | None = None
 ) -> Tensor:
-    """A grid's position embedding (1, prefix + n, W) -> (1, prefix + rows*columns, W).
+    """Resize the position embedding of a grid: (1, prefix + n, W) -> (1, prefix + rows * columns, W).
 
-    The prefix (the class token's row, where there is one) is kept. Bilinear, not antialiased, corners not aligned
-    (IRRA model/clip_model.py:resize_pos_embed; spec 1.1).
+    Bilinear, without antialiasing, corners not aligned (anosorae/IRRA@cfc2378:model/clip_model.py:resize_pos_embed).
 
     Args:
-        position_embedding: that of the source grid, row by row.
+        position_embedding: positions of the source grid, row by row.
         grid: rows and columns wanted.
-        prefix: positions before the grid.
-        source: rows and columns of the source grid; None: it is square.
+        prefix: number of positions before the grid, which are kept (the class token).
+        source: rows and columns of the source grid; None assumes a square.
 
     Raises:
-        ValueError: it is no position embedding, or the source grid is not square and not told.
+        ValueError: not a position embedding, or the source grid is not square and not given.
     """
     if position_embedding.ndim != 3:
-        raise ValueError(f"its shape is {tuple(position_embedding.shape)}, not (1, positions, width)")
+        raise ValueError(f"shape must be (1, positions, width), got {tuple(position_embedding.shape)}")
     rows, columns = grid
     cls, patches = position_embedding[:, :prefix], position_embedding[:, prefix:]
     side = math.isqrt(patches.shape[1])
     if source is None and side * side != patches.shape[1]:
         raise ValueError(
-            f"its {patches.shape[1]} positions are no square grid, so their rows and columns cannot be known; "
-            "set data.image_size and model.image.stride to what it was trained with"
+            f"{patches.shape[1]} positions do not form a square, so the source grid is unknown; set data.image_size "
+            "and model.image.stride to the values of its training"
         )
     image = patches.reshape(1, *(source or (side, side)), -1).permute(0, 3, 1, 2)
     resized = F.interpolate(image.float(), size=(rows, columns), mode="bilinear", align_corners=False)
@@ -86,7 +88,7 @@ def resize_position_grid(
 
 
 def grid_of(positions: int, image_size: tuple[int, int], patch: tuple[int, int]) -> tuple[int, int] | None:
-    """Rows and columns of the grid that some stride makes of images of this size, if it has so many positions."""
+    """The grid with this number of positions that some stride gives for images of this size; None without one."""
     for stride in range(1, patch[0] + 1):
         rows, columns = _grid(image_size, patch, stride)
         if rows * columns == positions:
@@ -95,16 +97,22 @@ def grid_of(positions: int, image_size: tuple[int, int], patch: tuple[int, int])
 
 
 def set_patch_grid(trunk: VisionTransformer, image_size: tuple[int, int], stride: int | None) -> None:
-    """Let the patches of `trunk` begin every `stride` pixels (None: the patch size), with fresh positions for them.
+    """Set the stride of the patches, and initialise the positions of the new grid.
+
+    Args:
+        trunk: timm model to change.
+        image_size: height and width in pixels.
+        stride: pixels between patches; None is the patch size.
 
     Raises:
-        ConfigError: such patches do not fit, or leave gaps.
+        ConfigError: the patches do not fit the image, or leave gaps.
     """
     patch = trunk.patch_embed.patch_size
     stride = patch[0] if stride is None else stride
     if not 0 < stride <= min(patch) or min(image_size[0] - patch[0], image_size[1] - patch[1]) < 0:
         raise ConfigError(
-            f"model.image.stride: {stride} and patches of {patch[0]}x{patch[1]} do not fit images of {image_size}"
+            f"model.image.stride: must be from 1 to {min(patch)} for patches of {patch[0]}x{patch[1]} in images of "
+            f"{image_size[0]}x{image_size[1]}, got {stride}"
         )
     rows, columns = _grid(image_size, patch, stride)
     trunk.patch_embed.proj.stride = (stride, stride)
@@ -118,53 +126,57 @@ def _grid(image_size: tuple[int, int], patch: tuple[int, int], stride: int) -> t
     return rows, columns
 
 
-def build_vit(options: ImageOptions, **facts: Any) -> VisionTransformer:
-    """A fresh timm model; `facts` are what the framework decides (size, number of outputs)."""
+def build_vit(options: ImageOptions, **settings: Any) -> VisionTransformer:
+    """A randomly initialised timm model; `settings` are the arguments that the framework decides."""
     name = options.arch.split(".")[0]
     if not timm.is_model(name):
-        raise ConfigError(f"model.image.arch: {did_you_mean(name, timm.list_models('vit_*'))}; timm has no '{name}'")
+        raise ConfigError(
+            f"model.image.arch: unknown timm model '{name}'; {did_you_mean(name, timm.list_models('vit_*'))}"
+        )
     try:
-        model = timm.create_model(options.arch, pretrained=False, **facts, **options.options)
+        model = timm.create_model(options.arch, pretrained=False, **settings, **options.options)
     except BAD_OPTIONS as error:
-        raise ConfigError(f"model.image.options: timm cannot build {options.arch} with them: {reason(error)}") from None
+        raise ConfigError(f"model.image.options: timm cannot build {options.arch} ({reason(error)})") from None
     if (
         not isinstance(model, VisionTransformer)
         or model.pos_embed is None
         or (model.global_pool, model.num_prefix_tokens) not in (("token", 1), ("map", 0))
     ):
         raise ConfigError(
-            f"model.image.arch: {options.arch} is no vision transformer with one class token or a pooling map"
+            f"model.image.arch: must be a vision transformer with one class token or a pooling map, got {options.arch}"
         )
     if options.checkpointing:
-        set_reentrant_ckpt(False)  # the kind that works with frozen layers, too
+        set_reentrant_ckpt(False)  # the reentrant kind fails with frozen layers
         model.set_grad_checkpointing()
     return model
 
 
-def load_vit(trunk: VisionTransformer, options: ImageOptions, *, own_part: str | None = None) -> tuple[str, ...]:
-    """Put pretrained weights into `trunk`, and its head where it has one; returns what there is to say about it.
+def load_vit(trunk: VisionTransformer, options: ImageOptions, *, keep: str | None = None) -> tuple[str, ...]:
+    """Load pretrained weights into `trunk` and its head, if it has one; returns remarks for the log.
 
     Args:
-        own_part: stands in the names of what a plain vision transformer does not have, and is left as it is.
+        trunk: timm model to load into.
+        options: options of the vision tower.
+        keep: substring of the names of tensors that plain vision transformers lack; they keep their values.
     """
     notes = []
     if isinstance(options.pretrained, str):
         state, source = state_dict_of(read_weights(options.pretrained), options.pretrained), options.pretrained
     else:
         state, source = _pretrained_vit(options).state_dict(), options.arch
-    own = trunk.state_dict()
-    if "head.weight" not in own:
+    current = trunk.state_dict()
+    if "head.weight" not in current:
         state = {name: value for name, value in state.items() if not name.startswith("head.")}
-    elif "head.weight" not in state or state["head.weight"].shape != own["head.weight"].shape:
+    elif "head.weight" not in state or state["head.weight"].shape != current["head.weight"].shape:
         notes.append(
-            f"model.image: {source} has no projection to {len(own['head.weight'])} dimensions (model.embed_dim); "
-            "it starts fresh"
+            f"model.image: {source} has no projection to {len(current['head.weight'])} dimensions (model.embed_dim), "
+            "so it is initialised afresh"
         )
-        state |= {name: own[name] for name in ("head.weight", "head.bias")}
+        state |= {name: current[name] for name in ("head.weight", "head.bias")}
     else:
-        state.setdefault("head.bias", own["head.bias"])  # not used: CLIP's projection has none
-    if own_part is not None:
-        state |= {name: value for name, value in own.items() if own_part in name}
+        state.setdefault("head.bias", current["head.bias"])  # unused: CLIP's projection has no bias
+    if keep is not None:
+        state |= {name: value for name, value in current.items() if keep in name}
     if "pos_embed" in state and state["pos_embed"].shape != trunk.pos_embed.shape:
         grid = trunk.patch_embed.grid_size
         try:
@@ -175,14 +187,14 @@ def load_vit(trunk: VisionTransformer, options: ImageOptions, *, own_part: str |
     mean, std = (tuple(trunk.pretrained_cfg[key]) for key in ("mean", "std"))
     if (mean, std) != (CLIP_MEAN, CLIP_STD):
         notes.append(
-            f"model.image: {options.arch} was trained on images normalised by mean {list(mean)} and std {list(std)}: "
-            "data.image_mean and data.image_std"
+            f"model.image: {options.arch} was trained with other normalisation; set data.image_mean={list(mean)} "
+            f"data.image_std={list(std)}"
         )
     return tuple(notes)
 
 
 def _pretrained_vit(options: ImageOptions) -> VisionTransformer:
-    """A timm model with the weights of its name, and with the head that belongs to them."""
+    """A timm model with the weights of its name and their head."""
     try:
         return timm.create_model(options.arch, pretrained=True, **options.options)
     except (OSError, RuntimeError, ValueError) as error:
@@ -190,7 +202,7 @@ def _pretrained_vit(options: ImageOptions) -> VisionTransformer:
 
 
 def known_options(config: PretrainedConfig, options: Mapping[str, Any]) -> dict[str, Any]:
-    """All options of a text model with their defaults; raises `ConfigError` for one that it does not have."""
+    """All options of a text model with their defaults; raises `ConfigError` for an unknown one."""
     known: dict[str, Any] = config.to_dict()
     for name in options:
         if name not in known:
@@ -199,6 +211,7 @@ def known_options(config: PretrainedConfig, options: Mapping[str, Any]) -> dict[
 
 
 def build_text_model(embed_dim: int, options: TextOptions) -> CLIPTextModelWithProjection:
+    """CLIP's text tower, with pretrained or random weights."""
     known = known_options(CLIPTextConfig(), options.options)
     if options.pretrained:
         return _pretrained_text_model(options)
@@ -207,23 +220,23 @@ def build_text_model(embed_dim: int, options: TextOptions) -> CLIPTextModelWithP
     sizes = {**TEXT_ARCHS[options.arch], **options.options}
     try:
         vocab_size = sizes.get("vocab_size", known["vocab_size"])
-        special = {"bos_token_id": vocab_size - 2, "eos_token_id": vocab_size - 1}  # where CLIP's vocabulary ends too
+        special = {"bos_token_id": vocab_size - 2, "eos_token_id": vocab_size - 1}  # as in CLIP's vocabulary
         return CLIPTextModelWithProjection(CLIPTextConfig(projection_dim=embed_dim, **{**special, **sizes}))
     except BAD_OPTIONS as error:
-        raise ConfigError(f"model.text.options: transformers cannot build the text tower: {reason(error)}") from None
+        raise ConfigError(f"model.text.options: transformers cannot build the text tower ({reason(error)})") from None
 
 
 def _config_of(options: TextOptions) -> CLIPTextConfig:
-    """The sizes of a model that is not among `TEXT_ARCHS`, from its folder or the hub."""
+    """Sizes of a model that is not listed in `TEXT_ARCHS`, from its folder or the hub."""
     try:
         return CLIPTextConfig.from_pretrained(options.arch, **options.options)
     except OSError:
         raise ConfigError(
-            f"model.text.arch: unknown '{options.arch}' (no folder of this name, and not in the hub's cache); "
+            f"model.text.arch: unknown '{options.arch}', neither a folder nor in the hub's cache; "
             f"{did_you_mean(options.arch, TEXT_ARCHS)}"
         ) from None
     except BAD_OPTIONS as error:
-        raise ConfigError(f"model.text: {options.arch} cannot be built with these options: {reason(error)}") from None
+        raise ConfigError(f"model.text.options: transformers cannot build {options.arch} ({reason(error)})") from None
 
 
 def _pretrained_text_model(options: TextOptions) -> CLIPTextModelWithProjection:
@@ -232,17 +245,18 @@ def _pretrained_text_model(options: TextOptions) -> CLIPTextModelWithProjection:
     except OSError as error:
         raise no_weights("text", options.arch, error) from None
     except BAD_OPTIONS as error:
-        raise ConfigError(f"model.text: {options.arch} cannot be loaded with these options: {reason(error)}") from None
+        raise ConfigError(f"model.text.options: transformers cannot load {options.arch} ({reason(error)})") from None
 
 
 def no_weights(tower: str, arch: str, error: Exception) -> ConfigError:
+    """The error for pretrained weights that are neither cached nor available from the hub."""
     return ConfigError(
-        f"model.{tower}.arch: the weights of {arch} are not in the hub's cache and cannot be had from the hub "
-        f"({reason(error)}); init.path=FILE starts from a local checkpoint, such as OpenAI's ViT-B-16.pt, "
-        f"model.{tower}.pretrained=false from random weights"
+        f"model.{tower}.arch: cannot get the weights of {arch} from the hub or its cache ({reason(error)}); start from "
+        f"a local checkpoint such as OpenAI's ViT-B-16.pt with init.path=FILE, or from random weights with "
+        f"model.{tower}.pretrained=false"
     )
 
 
 def reason(error: Exception) -> str:
-    """The last line of a library's message, which names the cause where there are several."""
+    """The last line of a library's message, which names the cause."""
     return (str(error).strip() or type(error).__name__).splitlines()[-1].strip()

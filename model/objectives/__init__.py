@@ -1,7 +1,17 @@
-"""Losses and the parts that only they need. Importing this package registers them all."""
+"""Losses and the parameters that only they need. Importing this package registers all of them."""
 
 from model.objectives import distillation, fine_grained, identity, masked_language, matching, ranking  # noqa: F401
-from model.objectives.base import OBJECTIVES, Facts, Objective, PartMean, Step, Values
+from model.objectives.base import OBJECTIVES, EpochContext, MaskedMean, Metadata, Metrics, Objective, Step, Tokens
 from model.objectives.pair import PairObjective
 
-__all__ = ["OBJECTIVES", "Facts", "Objective", "PairObjective", "PartMean", "Step", "Values"]
+__all__ = [
+    "OBJECTIVES",
+    "EpochContext",
+    "MaskedMean",
+    "Metadata",
+    "Metrics",
+    "Objective",
+    "PairObjective",
+    "Step",
+    "Tokens",
+]

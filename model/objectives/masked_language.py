@@ -1,20 +1,23 @@
-"""Implicit relation reasoning: masked caption tokens are predicted with the help of the image."""
+"""Implicit relation reasoning: predict masked caption tokens with the help of the image."""
+
+from typing import Annotated
 
 import torch.nn.functional as F
 from timm.layers import QuickGELU
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
-from model.objectives.base import OBJECTIVES, Facts, Objective, Step, Values
+from model.objectives.base import OBJECTIVES, Metadata, Metrics, Objective, Step, Weight
 from utils.batch import Batch
 from utils.errors import ConfigError
+from utils.options import Option
 from utils.precision import precise
 
-HEAD_DIM = 64  # of each attention head, as everywhere in CLIP
+HEAD_DIM = 64  # dimensions of an attention head, as in all CLIP models
 
 
 def mlm_loss(scores: Tensor, labels: Tensor) -> Tensor:
-    """Mean cross entropy over the tokens whose label is not 0 (IRRA model/objectives.py:compute_mlm).
+    """Mean cross entropy of the tokens with a label (anosorae/IRRA@cfc2378:model/objectives.py:compute_mlm).
 
     Args:
         scores: (M, V).
@@ -25,32 +28,36 @@ def mlm_loss(scores: Tensor, labels: Tensor) -> Tensor:
 
 @OBJECTIVES.register("mlm")
 class MaskedLanguage(Objective):
-    """Jiang & Ye, CVPR 2023, section 3.2 (IRRA model/build.py:IRRA, cross_former and mlm_head).
+    """Implicit relation reasoning of IRRA (Jiang & Ye, CVPR 2023, https://arxiv.org/abs/2303.12501, section 3.2).
 
-    Masked text tokens attend once to all image tokens, pass `depth` transformer blocks, and a head scores the
-    vocabulary. The head runs on the labelled positions only. The log also gets `mlm_acc` in [0, 1].
+    Masked text tokens attend once to all image tokens and pass `depth` transformer blocks. A head scores the vocabulary
+    at the labelled positions (anosorae/IRRA@cfc2378:model/build.py:IRRA). The log gets the accuracy `mlm_acc`.
 
     Args:
-        facts: sizes.
-        weight: of the loss.
+        weight: weight of the loss; 0 only logs it.
         depth: transformer blocks behind the cross attention.
-        clean_captions: give the other losses the unmasked captions, as the paper has it. The published code gives
-            them the masked ones (spec 1.5, quirk Q1), and its numbers depend on that.
+        clean_captions: give the other losses unmasked captions, as in the paper. The published code gives them masked
+            ones, and its numbers depend on that (docs/methods/irra.md#masked-captions).
     """
 
     inputs = frozenset({"mlm_labels", "mlm_positions"})
     text_fields = frozenset({"mlm_ids"})
     reads_tokens = True
     autocast = True
-    full_text = True  # the blocks attend to padding, too: the prediction depends on how much of it there is
+    full_text = True  # the blocks attend to padding, so predictions depend on its length
 
-    def __init__(self, facts: Facts, *, weight: float = 1.0, depth: int = 4, clean_captions: bool = False) -> None:
+    def __init__(
+        self,
+        metadata: Metadata,
+        *,
+        weight: Weight = 1.0,
+        depth: Annotated[int, Option(ge=0)] = 4,
+        clean_captions: bool = False,
+    ) -> None:
         super().__init__(weight=weight)
-        if facts.embed_dim % HEAD_DIM:
-            raise ConfigError(f"losses.mlm: needs model.embed_dim to be a multiple of {HEAD_DIM}, is {facts.embed_dim}")
-        if depth < 0:
-            raise ConfigError(f"losses.mlm.depth: must not be negative, is {depth}")
-        width, heads = facts.embed_dim, facts.embed_dim // HEAD_DIM
+        width, heads = metadata.embed_dim, metadata.embed_dim // HEAD_DIM
+        if width % HEAD_DIM:
+            raise ConfigError(f"losses.mlm: needs model.embed_dim to be a multiple of {HEAD_DIM}, got {width}")
         self.captions_from = None if clean_captions else "mlm_ids"
         self.ln_pre_text, self.ln_pre_image, self.ln_post = (nn.LayerNorm(width) for _ in range(3))
         self.cross_attn = nn.MultiheadAttention(width, heads, batch_first=True)
@@ -61,10 +68,10 @@ class MaskedLanguage(Objective):
         self.mlm_head.add_module("dense", nn.Linear(width, width))
         self.mlm_head.add_module("gelu", QuickGELU())
         self.mlm_head.add_module("ln", nn.LayerNorm(width))
-        self.mlm_head.add_module("fc", nn.Linear(width, facts.vocab_size))
+        self.mlm_head.add_module("fc", nn.Linear(width, metadata.vocab_size))
         self._init_weights(width, depth)
 
-    def forward(self, step: Step) -> tuple[Tensor, Values]:
+    def forward(self, step: Step) -> tuple[Tensor, Metrics]:
         positions = step.batch["mlm_positions"]
         labels = step.batch["mlm_labels"].flatten()[positions]
         hidden = self.fuse(step.texts["mlm_ids"], step.image_tokens)
@@ -76,13 +83,17 @@ class MaskedLanguage(Objective):
         return len(batch["mlm_positions"])
 
     def fuse(self, text_tokens: Tensor, image_tokens: Tensor) -> Tensor:
-        """(B, L, D) and (B, 1 + N, D) -> (B, L, D). No residual around the cross attention, no mask in the blocks."""
+        """Fuse (B, L, D) with (B, 1 + N, D) -> (B, L, D), without residual around the cross attention and mask."""
         keys = self.ln_pre_image(image_tokens)
         fused, _ = self.cross_attn(self.ln_pre_text(text_tokens), keys, keys, need_weights=False)
-        return self.ln_post(self.cross_transformer(fused))
+        hidden: Tensor = self.ln_post(self.cross_transformer(fused))
+        return hidden
 
     def _init_weights(self, width: int, depth: int) -> None:
-        """Spec 1.2: CLIP's scheme (what ends a residual branch shrinks with depth); other biases are PyTorch's."""
+        """CLIP's scheme, where layers that end a residual branch shrink with depth (docs/methods/irra.md#model).
+
+        Biases that are not listed keep PyTorch's initialisation.
+        """
         attention, hidden = width**-0.5, (2 * width) ** -0.5
         ending = attention * (2 * max(depth, 1)) ** -0.5
         deviations = {

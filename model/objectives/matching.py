@@ -2,36 +2,39 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from model.objectives.base import OBJECTIVES, Facts, Reduction, Step, reduce
-from model.objectives.consensus import Fit
+from model.objectives.base import OBJECTIVES, Metadata, Reduction, Step, reduce
 from model.objectives.pair import PairObjective
 from utils.errors import ConfigError
+from utils.options import Option
 
 Gap = Literal["cosine", "prob"]
 Positive = Literal["first", "pair", "best"]
 TargetNorm = Literal["l2", "sum"]
+Epsilon = Annotated[float, Option(ge=0)]
 
 
 def sdm_loss(
     image: Tensor, text: Tensor, pids: Tensor, *, logit_scale: float, eps: float = 1e-8, reduction: Reduction = "mean"
 ) -> Tensor:
-    r"""Similarity distribution matching (Jiang & Ye, CVPR 2023, eq. 2-5; IRRA model/objectives.py:compute_sdm).
+    r"""Similarity distribution matching (Jiang & Ye, CVPR 2023, https://arxiv.org/abs/2303.12501, section 3.3).
 
-    With $p_i$ the softmax over the batch of the scaled cosine similarities of anchor $i$ and $q_i$ uniform over the
-    items of its identity, the mean of $KL(p_i \| q_i + eps)$ over image anchors plus that over caption anchors.
+    Let $p_i$ be the softmax over the batch of the scaled cosine similarities of anchor $i$, and $q_i$ be uniform over
+    the items of its identity. The loss is the mean of $KL(p_i \| q_i + eps)$ over image anchors plus that over caption
+    anchors (anosorae/IRRA@cfc2378:model/objectives.py:compute_sdm).
 
     Args:
-        image, text: (B, D), any norm.
+        image: (B, D), any norm.
+        text: (B, D), any norm.
         pids: int64 (B,).
         logit_scale: 1/temperature.
-        eps: added to q inside the logarithm.
-        reduction: "mean" -> scalar, "none" -> (B,), both directions of each pair added.
+        eps: term added to q inside the logarithm.
+        reduction: "mean" -> scalar, "none" -> (B,), sum of both directions per pair.
     """
     logits = logit_scale * F.normalize(image) @ F.normalize(text).T
     same = _same_identity(pids, logits.dtype)
@@ -52,23 +55,24 @@ def asdm_loss(
     eps: float = 1e-8,
     reduction: Reduction = "mean",
 ) -> Tensor:
-    r"""Adaptive SDM (Yin et al., TOMM 2026, eq. 2; FMFA model/objectives.py).
+    r"""Adaptive SDM (Yin et al., TOMM 2026, https://arxiv.org/abs/2509.13754, eq. 2).
 
-    SDM with the divergence of each anchor multiplied by 1 + alpha * gap, where the gap is how far its positive is
-    below its best candidate. Anchors whose positive is the best candidate count as in SDM. The paper measures the gap
-    in softmax probabilities and against the pair itself; the code in cosines, against the first item of the batch
-    that has the anchor's identity, with the gradient flowing through the weight (quirk Q28).
+    SDM with the divergence of each anchor multiplied by 1 + alpha * gap. The gap is the distance between its positive
+    and its best candidate, so anchors that rank their positive first count as in SDM. The paper measures the gap in
+    softmax probabilities, with the pair itself as positive. The code (yinhao1102/FMFA@8dfd532:model/objectives.py)
+    measures it in cosines, with the first item of the identity as positive, and backpropagates through the weight.
 
     Args:
-        image, text: (B, D), any norm.
+        image: (B, D), any norm.
+        text: (B, D), any norm.
         pids: int64 (B,).
         logit_scale: 1/temperature.
-        alpha: not negative; one number, or two: for image anchors and for caption anchors.
-        gap: of cosines or of softmax probabilities.
+        alpha: not negative; one number, or two for image anchors and caption anchors.
+        gap: in cosines or in softmax probabilities.
         positive: the first item of the identity, the pair itself, or the identity's best item.
-        detach: take the weights as constants.
-        eps: as in `sdm_loss`.
-        reduction: "mean" -> scalar, "none" -> (B,), both directions of each pair added.
+        detach: treat the weights as constants.
+        eps: term added to q inside the logarithm.
+        reduction: "mean" -> scalar, "none" -> (B,), sum of both directions per pair.
     """
     cosine = F.normalize(image) @ F.normalize(text).T
     same = _same_identity(pids, cosine.dtype)
@@ -82,12 +86,15 @@ def asdm_loss(
 
 
 def itc_loss(image: Tensor, text: Tensor, *, logit_scale: float, reduction: Reduction = "mean") -> Tensor:
-    """Image-text contrast: symmetric InfoNCE where only the pair itself is positive (Radford et al., ICML 2021).
+    """Image-text contrast: symmetric InfoNCE with the pair itself as only positive.
+
+    The loss of CLIP (Radford et al., ICML 2021, https://arxiv.org/abs/2103.00020).
 
     Args:
-        image, text: (B, D), any norm.
+        image: (B, D), any norm.
+        text: (B, D), any norm.
         logit_scale: 1/temperature.
-        reduction: "mean" -> scalar, "none" -> (B,), the mean of both directions of each pair.
+        reduction: "mean" -> scalar, "none" -> (B,), mean of both directions per pair.
     """
     logits = logit_scale * F.normalize(image) @ F.normalize(text).T
     pairs = torch.arange(len(logits), device=logits.device)
@@ -104,18 +111,19 @@ def cmpm_loss(
     eps: float = 1e-8,
     reduction: Reduction = "mean",
 ) -> Tensor:
-    r"""Cross-modal projection matching (Zhang & Lu, ECCV 2018; IRRA model/objectives.py:compute_cmpm).
+    r"""Cross-modal projection matching (Zhang & Lu, ECCV 2018).
 
-    Like SDM, but the logits are scalar projections onto the other modality's unit vectors (no temperature) and the
-    target row is divided by its L2 norm, as in the original code, so it is no distribution (quirk Q7) and the loss may
-    be negative; `target_norm` "sum" makes it one.
+    SDM with scalar projections onto the other modality's unit vectors as logits, without temperature. The original code
+    divides target rows by their L2 norm (anosorae/IRRA@cfc2378:model/objectives.py:compute_cmpm). They are no
+    distributions then, and the loss may be negative.
 
     Args:
-        image, text: (B, D), not normalised.
+        image: (B, D), not normalised.
+        text: (B, D), not normalised.
         pids: int64 (B,).
-        target_norm: what a target row is divided by.
-        eps: added to the target inside the logarithm.
-        reduction: "mean" -> scalar, "none" -> (B,), both directions of each pair added.
+        target_norm: norm that target rows are divided by; "sum" makes them distributions.
+        eps: term added to the target inside the logarithm.
+        reduction: "mean" -> scalar, "none" -> (B,), sum of both directions per pair.
     """
     same = _same_identity(pids, image.dtype)
     target = same / (same.norm(dim=1, keepdim=True) if target_norm == "l2" else same.sum(dim=1, keepdim=True))
@@ -133,7 +141,7 @@ def _both_directions(alpha: float | Sequence[float]) -> Sequence[float]:
 
 
 def _gap(scores: Tensor, same: Tensor, positive: Positive) -> Tensor:
-    """How far the positive of each row is below the row's largest score, (B,)."""
+    """Distance of each row's positive below the row's largest score, (B,)."""
     best = scores.max(dim=1).values
     if positive == "pair":
         return best - scores.diagonal()
@@ -150,10 +158,14 @@ def _divergence(logits: Tensor, target: Tensor, eps: float) -> Tensor:
 
 @OBJECTIVES.register("sdm")
 class SDM(PairObjective):
-    """See `sdm_loss`."""
+    """Similarity distribution matching of IRRA, see `sdm_loss`.
 
-    def __init__(self, facts: Facts, *, weight: float = 1.0, eps: float = 1e-8, consensus: Fit | None = None) -> None:
-        super().__init__(facts, weight=weight, consensus=consensus)
+    Args:
+        eps: term added to the target inside the logarithm.
+    """
+
+    def __init__(self, metadata: Metadata, *, eps: Epsilon = 1e-8, **pair: Any) -> None:
+        super().__init__(metadata, **pair)
         self.eps = eps
 
     def per_pair(self, image: Tensor, text: Tensor, step: Step) -> Tensor:
@@ -162,26 +174,35 @@ class SDM(PairObjective):
 
 @OBJECTIVES.register("asdm")
 class AdaptiveSDM(PairObjective):
-    """See `asdm_loss`; the defaults are those of FMFA's first commit (8dfd532), which its published tables fit."""
+    """Adaptive SDM of FMFA, see `asdm_loss`.
+
+    The defaults are those of the first commit (yinhao1102/FMFA@8dfd532), which the published tables fit.
+
+    Args:
+        alpha: factor of the gap; one number, or two for image anchors and caption anchors.
+        gap: gap in cosines or in softmax probabilities.
+        positive: the first item of the identity, the pair itself, or the identity's best item.
+        detach: treat the weights as constants.
+        eps: term added to the target inside the logarithm.
+    """
 
     def __init__(
         self,
-        facts: Facts,
+        metadata: Metadata,
         *,
-        weight: float = 1.0,
         alpha: Any = 10.0,  # OmegaConf has no type for "a number or two of them"
         gap: Gap = "cosine",
         positive: Positive = "first",
         detach: bool = False,
-        eps: float = 1e-8,
-        consensus: Fit | None = None,
+        eps: Epsilon = 1e-8,
+        **pair: Any,
     ) -> None:
-        super().__init__(facts, weight=weight, consensus=consensus)
+        super().__init__(metadata, **pair)
         both = _both_directions(alpha)
         if len(both) != 2 or not all(type(number) in (int, float) and 0 <= number < math.inf for number in both):
             raise ConfigError(
-                "losses.asdm.alpha: must be a number that is not negative, or two of them "
-                f"(for image anchors, for caption anchors), is {alpha!r}"
+                "losses.asdm.alpha: must be a number that is not negative, or two of them (for image anchors, for "
+                f"caption anchors), got {alpha!r}"
             )
         self.options: dict[str, Any] = {
             "alpha": tuple(both),
@@ -197,10 +218,10 @@ class AdaptiveSDM(PairObjective):
 
 @OBJECTIVES.register("itc")
 class ITC(PairObjective):
-    """See `itc_loss`."""
+    """Symmetric InfoNCE of CLIP, see `itc_loss`."""
 
-    def __init__(self, facts: Facts, *, weight: float = 1.0, consensus: Fit | None = None) -> None:
-        super().__init__(facts, weight=weight, consensus=consensus)
+    def __init__(self, metadata: Metadata, **pair: Any) -> None:
+        super().__init__(metadata, **pair)
 
     def per_pair(self, image: Tensor, text: Tensor, step: Step) -> Tensor:
         return itc_loss(image, text, logit_scale=step.logit_scale, reduction="none")
@@ -208,18 +229,15 @@ class ITC(PairObjective):
 
 @OBJECTIVES.register("cmpm")
 class CMPM(PairObjective):
-    """See `cmpm_loss`."""
+    """Cross-modal projection matching of IVT, see `cmpm_loss`.
 
-    def __init__(
-        self,
-        facts: Facts,
-        *,
-        weight: float = 1.0,
-        target_norm: TargetNorm = "l2",
-        eps: float = 1e-8,
-        consensus: Fit | None = None,
-    ) -> None:
-        super().__init__(facts, weight=weight, consensus=consensus)
+    Args:
+        target_norm: norm that target rows are divided by; sum makes them distributions.
+        eps: term added to the target inside the logarithm.
+    """
+
+    def __init__(self, metadata: Metadata, *, target_norm: TargetNorm = "l2", eps: Epsilon = 1e-8, **pair: Any) -> None:
+        super().__init__(metadata, **pair)
         self.target_norm, self.eps = target_norm, eps
 
     def per_pair(self, image: Tensor, text: Tensor, step: Step) -> Tensor:

@@ -1,64 +1,73 @@
-"""Losses that have a value for each pair, so that pairs which look wrong can be left out, and told apart in the log."""
+"""Base class of losses with one value per pair, which can leave out pairs that look noisy."""
 
+from collections.abc import Mapping
 from typing import ClassVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from model.objectives.base import Facts, Objective, PartMean, Step, Values
+from model.objectives.base import EpochContext, MaskedMean, Metadata, Metrics, Objective, Step, Weight
 from model.objectives.consensus import Fit, choose_fit, divide
 
 
 class PairObjective(Objective):
-    """The mean over pairs, or their sum, of what `per_pair` gives; added up where an encoder has several embeddings.
+    """The mean or the sum over pairs of `per_pair`, added up over the encoder's embeddings.
 
-    With `consensus`, pairs whose loss looks like that of a wrong caption do not count: `divide` is told all pairs'
-    losses before each epoch. The log gets the means over clean and noisy pairs where the batch knows which is which.
+    With `consensus`, the training pairs are divided into clean and noisy ones before each epoch, and only clean ones
+    are trained on. If the batch knows which captions noise replaced, the log shows the mean loss of both groups.
 
     Args:
-        facts: sizes, and what is known of the noise.
-        weight: of the loss.
-        consensus: how closely the mixture is fitted that tells the pairs apart; None: all pairs count.
+        weight: weight of the loss; 0 only logs it.
+        consensus: fit of the mixture that divides the pairs; null trains on all pairs.
     """
 
     summed: ClassVar[bool] = False
 
-    def __init__(self, facts: Facts, *, weight: float, consensus: Fit | None) -> None:
+    def __init__(self, metadata: Metadata, *, weight: Weight = 1.0, consensus: Fit | None = None) -> None:
         super().__init__(weight=weight)
-        self.fit = None if consensus is None else choose_fit(consensus, facts.noise_rate, facts.dataset)
-        self.counted: Tensor | None = None  # bool (N,), whether each training pair counts in this epoch; not a weight
+        self.fit = None if consensus is None else choose_fit(consensus, metadata.noise_rate, metadata.dataset)
+        self.clean_mask: Tensor | None = None  # bool (N,), training pairs that count in this epoch; not a weight
 
     def per_pair(self, image: Tensor, text: Tensor, step: Step) -> Tensor:
-        """The losses (B,) for one kind of embedding (B, D)."""
+        """The losses (B,) of one kind of embedding (B, D)."""
         raise NotImplementedError
 
     def pair_losses(self, step: Step) -> Tensor:
-        """(K, B), for each kind of embedding."""
+        """The losses (K, B) of all K kinds of embeddings."""
         return torch.stack([self.per_pair(image, text, step) for image, text in step.embeddings])
 
-    def forward(self, step: Step) -> tuple[Tensor, Values]:
+    def forward(self, step: Step) -> tuple[Tensor, Metrics]:
         losses = self.pair_losses(step).sum(dim=0)
-        values: Values = {}
+        metrics: Metrics = {}
         if (clean := step.batch.get("clean")) is not None:
-            for name, part in {"loss_clean": clean, "loss_noisy": ~clean}.items():
-                values[name] = PartMean((losses.detach() * part).sum(), part.sum())
-        if self.counted is None:
-            return losses.sum() if self.summed else losses.mean(), values
-        pairs = self.counted[step.batch["index"]]
-        counted = pairs.repeat_interleave(len(losses) // len(pairs)).to(losses.dtype)  # a pair may have several rows
-        total = (counted * losses).sum()
-        return total if self.summed else total / counted.sum().clamp(min=1), values
+            for name, group in {"loss_clean": clean, "loss_noisy": ~clean}.items():
+                metrics[name] = MaskedMean((losses.detach() * group).sum(), group.sum())
+        if self.clean_mask is None:
+            return losses.sum() if self.summed else losses.mean(), metrics
+        mask = self.clean_mask[step.batch["index"]].to(losses.dtype)
+        total = (mask * losses).sum()
+        return total if self.summed else total / mask.sum().clamp(min=1), metrics
 
-    def divide(self, losses: Tensor, known: Tensor, rng: np.random.Generator) -> None:
-        """Decide which of the N training pairs count from now on; see `consensus.divide`.
+    def before_epoch(self, context: EpochContext) -> dict[str, float]:
+        """Divide the training pairs; returns the fraction that counts, also among clean and among noisy ones.
 
-        Args:
-            losses: (K, N), of each kind of embedding.
-            known: bool (N,), the pairs that have a loss; the others count.
-            rng: of what is left to chance.
+        Pairs without a loss, because their image was skipped, count.
         """
-        assert self.fit is not None
-        counted = torch.ones_like(known)
-        counted[known] = torch.from_numpy(divide(losses[:, known].cpu().numpy(), self.fit, rng)).to(known.device)
-        self.counted = counted
+        if self.fit is None:
+            return {}
+        losses, seen = context.pair_losses(self)
+        mask = torch.ones_like(seen)
+        divided = divide(losses[:, seen].cpu().numpy(), self.fit, context.rng())
+        mask[seen] = torch.from_numpy(divided).to(seen.device)
+        self.clean_mask = mask
+        counted, clean = mask.cpu().double(), torch.from_numpy(context.clean)
+        metrics = {"counted": float(counted.mean())}
+        if not clean.all():
+            metrics |= {"counted_clean": float(counted[clean].mean()), "counted_noisy": float(counted[~clean].mean())}
+        return metrics
+
+    def training_state(self) -> dict[str, Tensor]:
+        return {} if self.clean_mask is None else {"clean_mask": self.clean_mask}
+
+    def load_training_state(self, state: Mapping[str, Tensor]) -> None:
+        self.clean_mask = state.get("clean_mask")

@@ -1,45 +1,96 @@
-"""Losses that rank the caption of an image above the others of the batch by a margin, and the other way round."""
+"""Losses that rank the caption of an image above the others of the batch by a margin, and vice versa."""
 
 import math
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 import torch.nn.functional as F
 from torch import Tensor
 
-from model.objectives.base import OBJECTIVES, Facts, Step
-from model.objectives.consensus import Fit
+from model.objectives.base import OBJECTIVES, Metadata, Reduction, Step, reduce
 from model.objectives.pair import PairObjective
-from utils.errors import ConfigError
+from utils.options import Option
 
 Negatives = Literal["hardest", "all"]
 
 
-def tal_loss(scores: Tensor, pids: Tensor, *, tau: float = 0.015, margin: float = 0.1) -> Tensor:
-    r"""Triplet alignment loss of each pair (Qin et al., CVPR 2024, eq. 8; RDE model/objectives.py:compute_TAL_per).
-
-    $\max(0, m - P_i + \tau \log \sum_{j \in neg} \exp(X_{ij} / \tau))$ for X the scores and their transpose, added,
-    with $P_i$ the mean of anchor i's positives weighted by their softmax (constant). The log-sum-exp does not
-    overflow, as the reference's does at small tau. An anchor without negatives has loss and gradient 0.
+def tal_loss(
+    image: Tensor,
+    text: Tensor,
+    pids: Tensor,
+    *,
+    tau: float = 0.015,
+    margin: float = 0.1,
+    reduction: Reduction = "mean",
+) -> Tensor:
+    """Triplet alignment loss of cosine similarities, see `triplet_alignment`.
 
     Args:
-        scores: (B, B), cosine similarities of captions (rows) and images (columns).
+        image: (B, D), any norm.
+        text: (B, D), any norm.
+        pids: int64 (B,).
+        tau: temperature.
+        margin: margin between positives and negatives.
+        reduction: "mean" -> scalar, "none" -> (B,), sum of both directions per pair.
+    """
+    return reduce(triplet_alignment(_cosines(image, text), pids, tau=tau, margin=margin), reduction)
+
+
+def trl_loss(
+    image: Tensor,
+    text: Tensor,
+    pids: Tensor,
+    *,
+    tau: float = 0.015,
+    margin: float = 0.1,
+    negatives: Negatives = "hardest",
+    zero_floor: bool = True,
+    reduction: Reduction = "mean",
+) -> Tensor:
+    """Triplet ranking loss of cosine similarities, see `triplet_ranking`.
+
+    Args:
+        image: (B, D), any norm.
+        text: (B, D), any norm.
+        pids: int64 (B,).
+        tau: temperature of the positive.
+        margin: margin between positives and negatives.
+        negatives: the hardest negative, or all of them.
+        zero_floor: raise a hardest negative below 0 to 0.
+        reduction: "mean" -> scalar, "none" -> (B,), sum of both directions per pair.
+    """
+    losses = triplet_ranking(
+        _cosines(image, text), pids, tau=tau, margin=margin, negatives=negatives, zero_floor=zero_floor
+    )
+    return reduce(losses, reduction)
+
+
+def triplet_alignment(scores: Tensor, pids: Tensor, *, tau: float = 0.015, margin: float = 0.1) -> Tensor:
+    r"""Triplet alignment of each pair (Qin et al., CVPR 2024, https://arxiv.org/abs/2308.09911, section 3.3).
+
+    $\max(0, m - P_i + \tau \log \sum_{j \in neg} \exp(X_{ij} / \tau))$, added up for the scores X and their
+    transpose. $P_i$ is the mean of anchor i's positives, weighted by their softmax (constant). The log-sum-exp does not
+    overflow at small tau, unlike the sum of the reference (docs/methods/rde.md#tal-triplet-alignment). An anchor
+    without negatives has loss and gradient 0.
+
+    Args:
+        scores: (B, B), similarities of captions (rows) and images (columns).
         pids: int64 (B,).
         tau: temperature.
         margin: m.
 
     Returns:
-        (B,).
+        (B,), sum of both directions per pair.
     """
     same = pids[:, None] == pids[None, :]
 
     def direction(scores: Tensor) -> Tensor:
-        negative = tau * (scores / tau).masked_fill(same, -math.inf).logsumexp(dim=1)  # -inf where there is none
+        negative = tau * (scores / tau).masked_fill(same, -math.inf).logsumexp(dim=1)  # -inf without negatives
         return F.relu(margin - _positive(scores, same, tau) + negative)
 
     return direction(scores) + direction(scores.T)
 
 
-def trl_loss(
+def triplet_ranking(
     scores: Tensor,
     pids: Tensor,
     *,
@@ -48,16 +99,19 @@ def trl_loss(
     negatives: Negatives = "hardest",
     zero_floor: bool = True,
 ) -> Tensor:
-    """Triplet ranking loss of each pair, with TAL's positive (RDE model/objectives.py:compute_TRL_per; RDE spec 4.2).
+    """Triplet ranking of each pair, with the positive of triplet alignment (docs/methods/rde.md#trl-triplet-ranking).
 
     Args:
-        scores, pids, tau, margin: as in `tal_loss`.
+        scores: (B, B), similarities of captions (rows) and images (columns).
+        pids: int64 (B,).
+        tau: temperature of the positive.
+        margin: margin between positives and negatives.
         negatives: the hardest one, or the sum over all of them (TRL-S in the paper's ablation).
-        zero_floor: the hardest negative counts as 0 where it is below, as in the reference, which puts 0 in the
-            place of positives before it looks for the largest.
+        zero_floor: raise a hardest negative below 0 to 0. The reference does so, because it sets positives to 0 before
+            it takes the maximum.
 
     Returns:
-        (B,).
+        (B,), sum of both directions per pair.
     """
     same = pids[:, None] == pids[None, :]
 
@@ -71,65 +125,69 @@ def trl_loss(
     return direction(scores) + direction(scores.T)
 
 
-def _positive(scores: Tensor, same: Tensor, tau: float) -> Tensor:
-    """Mean (B,) of each row's positives, weighted by their softmax, which gets no gradient."""
-    weights = (scores.detach() / tau).masked_fill(~same, -math.inf).softmax(dim=1)
-    return (weights * scores).sum(dim=1)
-
-
 def _cosines(image: Tensor, text: Tensor) -> Tensor:
     return F.normalize(text) @ F.normalize(image).T
 
 
+def _positive(scores: Tensor, same: Tensor, tau: float) -> Tensor:
+    """Mean of each row's positives (B,), weighted by their softmax, which gets no gradient."""
+    weights = (scores.detach() / tau).masked_fill(~same, -math.inf).softmax(dim=1)
+    return (weights * scores).sum(dim=1)
+
+
 class _Ranking(PairObjective):
-    """A margin between positives and negatives; summed over the batch, as RDE's learning rate expects."""
+    """A margin between positives and negatives, summed over the batch, as RDE's learning rate expects.
+
+    Args:
+        tau: temperature of the softmax over positives and of TAL's log-sum-exp.
+        margin: margin between positives and negatives.
+    """
 
     summed = True
-    name: ClassVar[str]
 
     def __init__(
         self,
-        facts: Facts,
+        metadata: Metadata,
         *,
-        weight: float = 1.0,
-        tau: float = 0.015,
+        tau: Annotated[float, Option(gt=0)] = 0.015,
         margin: float = 0.1,
-        consensus: Fit | None = None,
+        **pair: Any,
     ) -> None:
-        super().__init__(facts, weight=weight, consensus=consensus)
-        if not 0 < tau < math.inf:
-            raise ConfigError(f"losses.{self.name}.tau: must be above 0, is {tau}")
+        super().__init__(metadata, **pair)
         self.tau, self.margin = tau, margin
 
 
 @OBJECTIVES.register("tal")
 class TAL(_Ranking):
-    """See `tal_loss`."""
-
-    name = "tal"
+    """Triplet alignment of RDE, see `tal_loss`; summed over the batch."""
 
     def per_pair(self, image: Tensor, text: Tensor, step: Step) -> Tensor:
-        return tal_loss(_cosines(image, text), step.pids, tau=self.tau, margin=self.margin)
+        return tal_loss(image, text, step.pids, tau=self.tau, margin=self.margin, reduction="none")
 
 
 @OBJECTIVES.register("trl")
 class TRL(_Ranking):
-    """See `trl_loss`."""
+    """Triplet ranking of RDE's ablation, see `trl_loss`; summed over the batch.
 
-    name = "trl"
+    Args:
+        negatives: the hardest negative, or all of them.
+        zero_floor: raise a hardest negative below 0 to 0, as the reference does.
+    """
 
     def __init__(
-        self, facts: Facts, *, negatives: Negatives = "hardest", zero_floor: bool = True, **options: Any
+        self, metadata: Metadata, *, negatives: Negatives = "hardest", zero_floor: bool = True, **ranking: Any
     ) -> None:
-        super().__init__(facts, **options)
+        super().__init__(metadata, **ranking)
         self.negatives, self.zero_floor = negatives, zero_floor
 
     def per_pair(self, image: Tensor, text: Tensor, step: Step) -> Tensor:
         return trl_loss(
-            _cosines(image, text),
+            image,
+            text,
             step.pids,
             tau=self.tau,
             margin=self.margin,
             negatives=self.negatives,
             zero_floor=self.zero_floor,
+            reduction="none",
         )

@@ -1,0 +1,112 @@
+"""Trackers: TensorBoard by default, Weights & Biases if asked for, errors before anything is trained."""
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+import train as train_program
+from processor.trackers import build_trackers, tracker_options
+from tests.helpers.configs import irra_config
+from utils.errors import ConfigError
+
+RECORD = {"epoch": 2, "lr": 0.5, "val": {"R1": 7.0, "mAP": 8.0}}
+
+
+def test_tensorboard_has_every_number_and_the_texts(tmp_path: Path) -> None:
+    (tracker,) = build_trackers(["tensorboard"], tmp_path, 1)
+    tracker.log(RECORD)
+    tracker.log_text("config", "a: 1")
+    tracker.close()
+    events = EventAccumulator(str(tmp_path)).Reload()
+    values = {tag: (event.step, event.value) for tag in events.Tags()["scalars"] for event in events.Scalars(tag)}
+    assert values == {"epoch": (2, 2.0), "lr": (2, 0.5), "val/R1": (2, 7.0), "val/mAP": (2, 8.0)}
+    assert events.Tags()["tensors"] == ["config/text_summary"]
+
+
+class FakeRun:
+    """Run of a replacement for the wandb package."""
+
+    def __init__(self, **settings: Any) -> None:
+        self.settings, self.logged, self.summary, self.finished = settings, [], {}, False
+
+    def log(self, values: dict[str, float], step: int) -> None:
+        self.logged.append((values, step))
+
+    def finish(self) -> None:
+        self.finished = True
+
+
+@pytest.fixture
+def wandb_runs(monkeypatch: pytest.MonkeyPatch) -> list[FakeRun]:
+    """The runs that a replacement of the wandb package has started."""
+    runs: list[FakeRun] = []
+    module = SimpleNamespace(init=lambda **settings: runs.append(FakeRun(**settings)) or runs[-1])
+    monkeypatch.setitem(sys.modules, "wandb", module)
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: module if name == "wandb" else find_spec(name))
+    return runs
+
+
+def test_wandb_gets_numbers_texts_and_a_name_that_survives_a_resume(wandb_runs: list[FakeRun], tmp_path: Path) -> None:
+    for epoch in (1, 3):
+        _, tracker = build_trackers(["tensorboard", {"wandb": {"project": "p", "mode": "offline"}}], tmp_path, epoch)
+        tracker.log(RECORD)
+        tracker.log_text("results", "a table")
+        tracker.close()
+    first, second = wandb_runs
+    assert first.settings == second.settings
+    assert first.settings["project"] == "p" and first.settings["mode"] == "offline"
+    assert first.settings["resume"] == "allow" and first.settings["name"] == tmp_path.name
+    assert first.logged == [({"epoch": 2, "lr": 0.5, "val/R1": 7.0, "val/mAP": 8.0}, 2)]
+    assert first.summary == {"results": "a table"} and first.finished
+
+
+def test_a_run_reports_to_all_its_trackers(wandb_runs: list[FakeRun], tiny: list[str], tmp_path: Path) -> None:
+    config = irra_config(tiny, "train.trackers=[tensorboard, wandb]", "train.epochs=2")
+    train_program.train(config, tmp_path / "run")
+    (run,) = wandb_runs
+    assert [step for _, step in run.logged] == [1, 2] and "sdm_loss" in run.logged[0][0]
+    assert {"config", "results"} == set(run.summary) and run.finished
+    assert list((tmp_path / "run").glob("events.*"))
+
+
+def test_trackers_are_closed_if_training_fails(
+    wandb_runs: list[FakeRun], tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("processor.trainer.backward", lambda *args, **kwargs: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        train_program.train(irra_config(tiny, "train.trackers=[wandb]"), tmp_path / "run")
+    assert wandb_runs[0].finished
+
+
+def test_no_tracker_writes_nothing(tiny: list[str], tmp_path: Path) -> None:
+    run = train_program.train(irra_config(tiny, "train.trackers=[]"), tmp_path / "run")
+    assert not list(run.glob("events.*")) and (run / "metrics.jsonl").is_file()
+
+
+def test_a_missing_package_is_said_before_training(tiny: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "wandb" else find_spec(name))
+    with pytest.raises(ConfigError, match=r"train\.trackers: wandb needs the package wandb; pip install wandb"):
+        irra_config(tiny, "train.trackers=[wandb]")
+
+
+@pytest.mark.parametrize(
+    "trackers, message",
+    [
+        (["tensorbord"], r"train\.trackers: unknown tracker 'tensorbord'; did you mean 'tensorboard'"),
+        (["tensorboard", "tensorboard"], r"train\.trackers: 'tensorboard' must occur once"),
+        ([{"tensorboard": {"folder": "x"}}], r"train\.trackers\.tensorboard\.folder: unknown key"),
+        ([{"tensorboard": 3}], r"train\.trackers\.tensorboard: options must be a mapping, got 3"),
+        ([{"tensorboard": {}, "wandb": {}}], r"train\.trackers: entries must be a name or \{name: options\}"),
+        ([3], r"train\.trackers: entries must be a name"),
+    ],
+)
+def test_mistakes_name_their_path(trackers: list[Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        tracker_options(trackers)

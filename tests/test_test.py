@@ -1,0 +1,65 @@
+"""test.py from the command line: exit status, one-line errors, no traceback."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+import test as test_program
+import train as train_program
+from configs.schema import load_config
+from processor.resolve import resolve
+from tests.helpers.configs import ROOT, TINY
+from tests.helpers.programs import run_program
+
+
+@pytest.fixture(scope="module")
+def finished(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    config = resolve(load_config(ROOT / "configs/baseline.yaml", [*TINY, f"data.root={root}"]))
+    return train_program.train(config, tmp_path_factory.mktemp("cli") / "run")
+
+
+def other_architecture(run: Path, folder: Path) -> list[object]:
+    return ["--run", run, "--set", "model.text.options.num_hidden_layers=2"]
+
+
+def cut_in_half(run: Path, folder: Path) -> list[object]:
+    (folder / "half.pt").write_bytes((run / "best.pt").read_bytes()[: (run / "best.pt").stat().st_size // 2])
+    return ["--run", run, "--checkpoint", folder / "half.pt"]
+
+
+class Code:
+    def __reduce__(self):
+        return os.system, ("touch /tmp/this_must_not_be_made",)
+
+
+def with_code(run: Path, folder: Path) -> list[object]:
+    torch.save({"model": Code()}, folder / "code.pt")
+    return ["--run", run, "--checkpoint", folder / "code.pt"]
+
+
+def without_model(run: Path, folder: Path) -> list[object]:
+    torch.save({"weights": {}}, folder / "other.pt")
+    return ["--run", run, "--checkpoint", folder / "other.pt"]
+
+
+TEST_MISTAKES = {
+    "no run": (lambda run, folder: ["--run", folder], "not a run folder (it has no config.yaml)"),
+    "no checkpoint": (lambda run, folder: ["--run", run, "--checkpoint", "bst"], "bst: no such checkpoint"),
+    "other architecture": (other_architecture, "does not fit the model of this config, nothing was loaded; "),
+    "cut in half": (cut_in_half, "half.pt: damaged, or no checkpoint"),
+    "code": (with_code, "code.pt: refused"),
+    "no model": (without_model, "other.pt: must hold a state dict"),
+    "no data": (lambda run, folder: ["--run", run, "--set", "data.dataset=cuhk_pedes"], "CUHK-PEDES: no such data set"),
+    "dump": (lambda run, folder: ["--run", run, "--dump", folder / "no/such/file"], "cannot be written"),
+}
+
+
+@pytest.mark.parametrize("case", TEST_MISTAKES)
+def test_test_mistakes_exit_with_one_line(case: str, finished: Path, monkeypatch, capsys, tmp_path: Path) -> None:
+    make, message = TEST_MISTAKES[case]
+    status, _, error = run_program(test_program.main, monkeypatch, capsys, *make(finished, tmp_path))
+    assert status == 1
+    assert error.startswith("error: ") and message in error and "Traceback" not in error
+    assert not Path("/tmp/this_must_not_be_made").exists()

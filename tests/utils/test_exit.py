@@ -1,0 +1,31 @@
+"""Program exit: the process that reports an error, and the messages for faults of the machine."""
+
+import errno
+
+import torch
+
+import train as train_program
+from tests.helpers.configs import ROOT
+from tests.helpers.programs import run_program
+from utils.exit import machine_fault
+
+
+def test_the_other_processes_let_the_first_one_speak(monkeypatch, capsys) -> None:
+    """The error occurs before the process group is set up."""
+    waited: list[float] = []
+    monkeypatch.setattr("time.sleep", waited.append)
+    arguments = ["--config", ROOT / "configs/irra.yaml", "--set", "train.epoch=3"]
+    for number, said in (("0", "error: train.epoch"), ("1", "error (process 1): train.epoch")):
+        monkeypatch.setenv("RANK", number)
+        status, _, err = run_program(train_program.main, monkeypatch, capsys, *arguments)
+        assert status == 1 and err.startswith(said)
+    assert waited == [5]
+
+
+def test_what_is_said_of_the_machine() -> None:
+    memory = machine_fault(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB\nmore"))
+    assert memory and "Tried to allocate 2 GiB" in memory and "train.accumulate=4" in memory and "more" not in memory
+    disk = machine_fault(OSError(errno.ENOSPC, "No space left on device", "runs/a/metrics.jsonl"))
+    assert disk and disk.startswith("runs/a/metrics.jsonl: No space left on device")
+    for bug in (KeyError("x"), RuntimeError("shapes"), OSError(errno.ECHILD, "no child"), RuntimeError("")):
+        assert machine_fault(bug) is None
