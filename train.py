@@ -75,7 +75,7 @@ def main() -> None:
 
 
 def check(config: Config) -> None:
-    """Raise `ConfigError` for every mistake that shows without data, weights or a GPU."""
+    """Raise `ConfigError` for every mistake visible without data, weights or a GPU."""
     ADAPTERS.get(config.data.dataset, "data.dataset")
     build_transform(config.data, train=True)
     check_levels(config.data.text_levels)
@@ -141,7 +141,7 @@ def train(config: Config, run: Path | None = None, *, checkpoint: Mapping[str, A
 def build_loaders(
     config: Config, annotations: Annotations, task: RetrievalTask, device: torch.device
 ) -> tuple[TrainLoader, dict[str, EvalLoaders]]:
-    """Training batches with the fields that the task reads, and loaders of each evaluation split."""
+    """Training batches with the fields of `task.inputs`, and loaders of each evaluation split."""
     encoder, pin_memory = task.encoder, device.type != "cpu"
     tokenizer = data_tokenizer(config.data, annotations.folder, most=encoder.vocab_size, kinds=encoder.tokenizers)
     train_loader = build_train_loader(

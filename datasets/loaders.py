@@ -1,4 +1,4 @@
-"""Data loaders from config, annotations and the batch fields that a task reads."""
+"""Data loaders from config, annotations and the batch fields of a task."""
 
 import os
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -141,7 +141,7 @@ def build_train_loader(
 
 
 def build_batches(config: DataConfig, pids: list[int], seed: int) -> RandomBatches | IdentityBatches:
-    """The sampler of global batches that the config names."""
+    """The sampler of global batches."""
     if config.sampler == "identity":
         return IdentityBatches(pids, config.batch_size, config.num_instances, seed)
     return RandomBatches(len(pids), config.batch_size, seed)
@@ -165,7 +165,7 @@ def build_eval_loaders(
 def eval_loader(
     dataset: Dataset[Batch], batch_size: int, *, pin_memory: bool = False, workers: int = 0
 ) -> DataLoader[Batch]:
-    """Batches of a data set in order, which draw no random numbers."""
+    """Batches of a data set in order, without random draws."""
     return DataLoader(
         dataset,
         batch_size,

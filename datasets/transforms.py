@@ -36,7 +36,7 @@ def flip(config: DataConfig, *, probability: Fraction = 0.5) -> Steps:
     """Horizontal flip.
 
     Args:
-        probability: fraction of the images that are flipped.
+        probability: fraction of flipped images.
     """
     return Steps(image=[T.RandomHorizontalFlip(probability)])
 

@@ -1,4 +1,4 @@
-"""Builders from config: encoder, teacher, and the task that is ready to train or evaluate."""
+"""Builders from config: encoder, teacher, and a task ready to train or evaluate."""
 
 import dataclasses
 from collections.abc import Callable
@@ -83,7 +83,7 @@ def needs_teacher(config: Config) -> bool:
     """True if a loss distils from a trained teacher.
 
     Raises:
-        ConfigError: no teacher is named; the message has the command that trains one.
+        ConfigError: no teacher is named; the message shows how to train one.
     """
     if ENCODERS.get(config.model["name"], "model.name").teaches_itself or not any(
         OBJECTIVES.get(name, f"losses.{name}").needs_teacher for name in config.losses

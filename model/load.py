@@ -21,7 +21,7 @@ CLASSIFIER = "objectives.id.classifier."  # has one row per training identity
 
 @dataclass
 class LoadReport:
-    """Names of the tensors that were loaded or not, in our naming. `unexpected` keeps foreign names without a match."""
+    """Names of loaded and other tensors, in our naming. `unexpected` keeps foreign names without a match."""
 
     source: str
     format: str
@@ -92,7 +92,7 @@ def load_weights(
 
 
 def load_init(task: RetrievalTask, init: InitConfig) -> LoadReport:
-    """Load the checkpoint that a config starts from; errors as `load_weights`."""
+    """Load the initial checkpoint of a config; errors as `load_weights`."""
     assert init.path is not None
     return load_weights(task, init.path, format=init.format, skip=init.skip)
 

@@ -1,8 +1,8 @@
-"""RetrievalTask: an encoder and the losses that a YAML asks for, as one trainable module."""
+"""RetrievalTask: an encoder and its losses as one trainable module."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType
-from typing import NamedTuple, TypeAlias
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -17,15 +17,10 @@ from utils.precision import precise
 from utils.sharding import Shard, micro_batch_weights
 
 AnyTeacher: TypeAlias = Teacher | CachedTeacher
-ROW_FIELDS = ("pids", "index", "clean", "image_ids")  # batch fields with one value per row, which are gathered
-
-
-class TowerOutputs(NamedTuple):
-    """Outputs of both towers for a micro-batch of this process."""
-
-    embeddings: dict[str, Tensor]  # image.0, text.0, and further ones of the encoder: (b, D)
-    constants: dict[str, Tensor]  # embeddings of the teacher, and `ROW_FIELDS`: (b, ...)
-    tokens: Tokens
+# Names of rows that are gathered: embeddings (image.0, text.0, and further ones of the encoder), and batch fields with
+# one value per row.
+EMBEDDINGS = ("image.", "text.")
+ROW_FIELDS = ("pids", "index", "clean", "image_ids")
 
 
 class RetrievalTask(nn.Module):
@@ -66,7 +61,7 @@ class RetrievalTask(nn.Module):
 
     @property
     def inputs(self) -> frozenset[str]:
-        """Batch fields that the task reads."""
+        """Required batch fields."""
         return frozenset(self._needed_by)
 
     def named_objectives(self) -> Iterator[tuple[str, Objective]]:
@@ -91,12 +86,14 @@ class RetrievalTask(nn.Module):
 
     def gathered_step(self, batch: Batch, shard: Shard | None = None) -> Step:
         """Encode a micro-batch and gather its rows over processes; arguments as in `forward`."""
-        outputs = self.encode(batch)
-        rows = outputs.embeddings | outputs.constants
-        return self.step(rows if shard is None else shard.gather(rows), batch, outputs.tokens)
+        rows, tokens = self.encode(batch)
+        return self.step(rows if shard is None else shard.gather(rows), batch, tokens)
 
-    def encode(self, batch: Batch) -> TowerOutputs:
+    def encode(self, batch: Batch) -> tuple[dict[str, Tensor], Tokens]:
         """Run each tower once; several kinds of captions go through the text tower as one batch.
+
+        Returns:
+            Rows (b, ...) to gather: embeddings, those of the teacher, and `ROW_FIELDS`; and the tokens, which stay.
 
         Raises:
             ValueError: the batch lacks a field; names the loss that needs it.
@@ -110,25 +107,22 @@ class RetrievalTask(nn.Module):
         )
         text = Encoded(both.embedding[:size], both.tokens[:size], tuple(more[:size] for more in both.more))
         image, text = self.encoder.enrich(image, text, batch)
-        embeddings = {
-            f"{modality}.{number}": embedding
-            for modality, encoded in (("image", image), ("text", text))
-            for number, embedding in enumerate((encoded.embedding, *encoded.more))
-        }
-        constants = {name: batch[name] for name in ROW_FIELDS if name in batch}
+        rows = {f"image.{number}": embedding for number, embedding in enumerate(image.embeddings)}
+        rows |= {f"text.{number}": embedding for number, embedding in enumerate(text.embeddings)}
+        rows |= {name: batch[name] for name in ROW_FIELDS if name in batch}
         if self.teacher is not None:
-            constants |= dict(zip(("teacher.image", "teacher.text"), self.teacher(batch), strict=True))
-        return TowerOutputs(embeddings, constants, tokens)
+            rows["teacher.image"], rows["teacher.text"] = self.teacher(batch)
+        return rows, tokens
 
     def step(self, rows: Mapping[str, Tensor], batch: Batch | None = None, tokens: Tokens | None = None) -> Step:
         """The step that objectives see.
 
         Args:
-            rows: embeddings and constants of `encode`, gathered or not.
+            rows: rows of `encode`, gathered or not.
             batch: other fields of the micro-batch.
             tokens: tokens of the micro-batch; None where several micro-batches are gathered.
         """
-        image, text = ([rows[name] for name in rows if name.startswith(side)] for side in ("image.", "text."))
+        image, text = ([rows[name] for name in rows if name.startswith(side)] for side in EMBEDDINGS)
         fields = {name: rows[name] for name in ROW_FIELDS if name in rows}
         pairs = [*zip(image, text, strict=True), *self.encoder.relate(image[0], text[0], fields)]
         embeddings = tuple((precise(image), precise(text)) for image, text in pairs)

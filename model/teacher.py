@@ -1,4 +1,4 @@
-"""Frozen teachers, which give embeddings of a training batch to distil from."""
+"""Frozen teachers for distillation."""
 
 import torch
 from torch import Tensor, nn

@@ -1,4 +1,4 @@
-"""Losses of all training pairs before an epoch, for objectives that divide the pairs into clean and noisy ones."""
+"""Losses of all training pairs before an epoch, to divide the pairs into clean and noisy ones."""
 
 import numpy as np
 import torch

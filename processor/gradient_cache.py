@@ -1,4 +1,4 @@
-"""Loss and gradients of a batch, at once or in micro-batches that need less memory and give the same gradients."""
+"""Loss and gradients of a batch, at once or in micro-batches with the same gradients and less memory."""
 
 from collections.abc import Callable, Mapping, Sequence
 
@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from model.objectives import MaskedMean, Metrics
-from model.task import RetrievalTask
+from model.task import EMBEDDINGS, RetrievalTask
 from utils.batch import MicroBatch
 from utils.precision import autocast
 from utils.seed import random_state, set_random_state
@@ -42,32 +42,32 @@ def backward(
         return total.detach(), metrics
 
     shards = [shard for _, shard in micro_batches]
-    outputs, states = [], []
+    encoded, states = [], []
     for fields, _ in micro_batches:
         states.append(random_state(device))
         with torch.no_grad(), autocast(device, precision):
-            outputs.append(task.encode(fields))
-    embeddings = _concatenate([output.embeddings for output in outputs], shards)
-    constants = _concatenate([output.constants for output in outputs], shards)
-    del outputs
-    leaves = {name: embedding.requires_grad_() for name, embedding in embeddings.items()}
+            encoded.append(task.encode(fields)[0])
+    rows = {
+        name: torch.cat([shard.local(part[name]) for part, shard in zip(encoded, shards, strict=True)])
+        for name in encoded[0]
+    }
+    leaves = {name: value.requires_grad_() for name, value in rows.items() if name.startswith(EMBEDDINGS)}
     with autocast(device, precision):
-        total, metrics = task.losses(task.step(Shard.union(shards).gather(leaves | constants)), tokens=False)
+        total, metrics = task.losses(task.step(Shard.union(shards).gather(rows)), tokens=False)
     if total.requires_grad:
         scale(total).backward()
 
     total, weights = total.detach(), task.token_weights(micro_batches)
     gradients = {name: leaf.grad for name, leaf in leaves.items() if leaf.grad is not None}
-    rows = [shard.num_local_rows for shard in shards]
+    sizes = [shard.num_local_rows for shard in shards]
     for number, (fields, shard) in enumerate(micro_batches):
         set_random_state(states[number], device)  # the same dropout and masks as in the first pass
         with autocast(device, precision):
-            output = task.encode(fields)
-            step = task.step(output.embeddings | output.constants, fields, output.tokens)
-            loss, found = task.losses(step, tokens=True, weights=weights[number])
+            part, tokens = task.encode(fields)
+            loss, found = task.losses(task.step(part, fields, tokens), tokens=True, weights=weights[number])
         _backpropagate(
-            {name: shard.local(embedding) for name, embedding in output.embeddings.items()},
-            {name: gradient.split(rows)[number] for name, gradient in gradients.items()},
+            {name: shard.local(part[name]) for name in gradients},
+            {name: gradient.split(sizes)[number] for name, gradient in gradients.items()},
             scale(loss),
         )
         total += loss.detach()
@@ -76,16 +76,8 @@ def backward(
     return total, metrics
 
 
-def _concatenate(parts: Sequence[Mapping[str, Tensor]], shards: Sequence[Shard]) -> dict[str, Tensor]:
-    """Name -> rows of all micro-batches of this process, without those of dummy samples."""
-    return {
-        name: torch.cat([shard.local(part[name]) for part, shard in zip(parts, shards, strict=True)])
-        for name in parts[0]
-    }
-
-
 def _add(one: Tensor | MaskedMean, other: Tensor | MaskedMean) -> Tensor | MaskedMean:
-    """Add the logged values of two micro-batches, which are weighted or masked means."""
+    """Add the logged values of two micro-batches: weighted or masked means."""
     if isinstance(one, MaskedMean) and isinstance(other, MaskedMean):
         return MaskedMean(one.total + other.total, one.number + other.number)
     assert isinstance(one, Tensor) and isinstance(other, Tensor)

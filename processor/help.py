@@ -41,7 +41,7 @@ class Row(NamedTuple):
 
 
 class Section(NamedTuple):
-    """The options below one key, or of one component that a key may name."""
+    """The options below one key, or of one component."""
 
     key: str
     title: str

@@ -1,4 +1,4 @@
-"""Running means and a NaN check that avoid a device sync per step."""
+"""Running means and a NaN check without a device sync per step."""
 
 import math
 from collections.abc import Mapping

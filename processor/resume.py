@@ -1,4 +1,4 @@
-"""Resuming a run: which settings may change, which checkpoint is used, no duplicate metrics lines."""
+"""Resuming a run: changes of its settings, the checkpoint, the state of the run folder."""
 
 import contextlib
 import os

@@ -1,4 +1,4 @@
-"""Experiment trackers: where the numbers of a run go besides its log and metrics.jsonl."""
+"""Experiment trackers: further destinations of a run's numbers, besides its log and metrics.jsonl."""
 
 import hashlib
 import importlib.util

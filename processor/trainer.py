@@ -243,7 +243,7 @@ class Trainer:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore what `state_dict` returned; the model's weights are loaded separately."""
+        """Restore a `state_dict`; the model's weights are loaded separately."""
         self.epoch, self.batches, self.step = (int(state[name]) for name in ("epoch", "batches", "step"))
         self.record, self.history = dict(state["record"]), list(state["history"])
         self.optimizer.load_state_dict(state["optimizer"])

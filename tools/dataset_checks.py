@@ -90,7 +90,7 @@ def read_records(source: Source) -> tuple[list[Record], list[Finding]]:
 
 
 def split_findings(name: str, splits: Mapping[str, list[Record]]) -> Iterator[Finding]:
-    """Splits that are missing or differ from the official ones."""
+    """Missing splits, and differences from the official ones."""
     official = OFFICIAL.get(name, {})
     empty = [split for split in ("train", "test") if not splits[split]]
     yield from found("error", "missing_split", "splits without images, which train.py refuses", empty)
@@ -178,7 +178,7 @@ def other_set_findings(
 
 
 def caption_findings(texts: Sequence[Text]) -> Iterator[Finding]:
-    """Captions that are empty, in another script, or shared by several identities."""
+    """Captions without text, in another script, or shared by several identities."""
     for split in SPLITS:
         queries = [(text.clean, text.record.pid) for text in texts if text.record.split == split]
         shared = {text: pids for text, pids in _identities_of(queries).items() if len(pids) > 1}
@@ -222,7 +222,7 @@ def _has_foreign_letter(text: str) -> bool:
 
 
 def token_findings(texts: Sequence[Text], tokenizer: str, text_length: int) -> Iterator[Finding]:
-    """Captions that are cut to `text_length` tokens."""
+    """Captions longer than `text_length` tokens."""
     try:
         encode = build_tokenizer(tokenizer, max(COUNTED_TOKENS, text_length + 1)).encode
     except ConfigError as error:

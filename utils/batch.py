@@ -1,4 +1,4 @@
-"""Contents of a batch: the one format that `datasets`, `model` and `processor` share."""
+"""Contents of a batch, the common format of `datasets`, `model` and `processor`."""
 
 from collections.abc import Mapping
 from typing import NamedTuple, TypeAlias
@@ -33,7 +33,7 @@ FIELDS: Mapping[str, str] = {
 
 
 class MicroBatch(NamedTuple):
-    """The rows of a batch that a process encodes at a time, and how the other processes' rows relate to them."""
+    """Rows of a batch for one pass of the towers, and their relation to the rows of other processes."""
 
     fields: Batch
     shard: Shard
@@ -55,5 +55,5 @@ def caption_mask(caption_ids: Tensor) -> Tensor:
 
 
 def end_of_text(caption_ids: Tensor) -> Tensor:
-    """Position of the end-of-text token, which has the largest id in CLIP's vocabulary: (..., L) -> int64 (...)."""
+    """Position of the end-of-text token, the largest id in CLIP's vocabulary: (..., L) -> int64 (...)."""
     return caption_ids.argmax(dim=-1)

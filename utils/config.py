@@ -1,4 +1,4 @@
-"""YAML files -> one mapping -> typed, frozen dataclasses. Every mistake is an error that names its dotted path."""
+"""YAML files -> one mapping -> typed, frozen dataclasses. Every error names its dotted path."""
 
 import dataclasses
 import typing
@@ -144,7 +144,7 @@ def to_plain(value: Any) -> Any:
 
 
 def to_yaml(config: Any) -> str:
-    """The config as YAML text, which `load_layers` and `typed` read back to an equal object."""
+    """The config as YAML text; `load_layers` and `typed` read it back to an equal object."""
     return OmegaConf.to_yaml(OmegaConf.create(to_plain(config)))
 
 

@@ -1,4 +1,4 @@
-"""Errors that users can fix."""
+"""Errors for users to fix."""
 
 
 class UserError(Exception):

@@ -1,4 +1,4 @@
-"""Registries: components that YAML chooses by name."""
+"""Registries of components, for choice by name in YAML."""
 
 import difflib
 from collections.abc import Callable, Iterable, Iterator
@@ -28,7 +28,7 @@ class Registry(Generic[T]):
         self._components: dict[str, T] = {}
 
     def register(self, name: str) -> Callable[[T], T]:
-        """Decorator that registers a component."""
+        """Decorator to register a component."""
 
         def enter(component: T) -> T:
             assert name not in self._components, f"{self.kind} '{name}' is registered twice"

@@ -10,7 +10,7 @@ NUM_PAIRS = 1000  # size of the imagined training set
 
 
 def random_batch(config: Config, size: int, vocab_size: int) -> Batch:
-    """All fields that a task may read, with full support sets."""
+    """All batch fields, with full support sets."""
     data = config.data
     height, width = data.image_size
 

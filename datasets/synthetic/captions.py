@@ -1,4 +1,4 @@
-"""Captions of synthetic pedestrians, which never contradict the image."""
+"""Captions of synthetic pedestrians, consistent with the image."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

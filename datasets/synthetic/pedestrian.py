@@ -37,7 +37,7 @@ def dyed(who: Identity, color: str) -> RGB:
 
 
 def mirrored(right: Sequence[Point]) -> list[Point]:
-    """A polygon that is symmetric about the body's axis, from its right half, top to bottom."""
+    """A polygon symmetric about the body's axis, from its right half, top to bottom."""
     return [*right, *((-x, y) for x, y in reversed(right))]
 
 
@@ -91,7 +91,7 @@ class Brush:
         self.pen.line([self.at(x, y) for x, y in points], fill=color, width=max(1, round(width * self.unit)))
 
     def limb(self, path: Sequence[Point], start: float, end: float, paint: Paint, edge: RGB) -> None:
-        """Draw a limb with a width from `start` to `end`, and a thin edge that separates it from the background."""
+        """Draw a limb with a width from `start` to `end`, and a thin edge against the background."""
         for grow, fill in ((0.011, edge), (0.0, paint)):
             left, right = [(path[0][0], path[0][1] - (start + grow) * 0.4)], []  # the first point rounds the top
             for i, (x, y) in enumerate(path):

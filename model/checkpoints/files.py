@@ -62,7 +62,7 @@ def state_dict_of(content: Mapping[str, Any], source: str | Path) -> dict[str, T
 
 
 def _read_folder(folder: Path) -> dict[str, Any]:
-    """Read a Hugging Face folder with one file of weights, or with the shards that its index lists."""
+    """Read a Hugging Face folder with one file of weights, or with shards and an index."""
     index = folder / "model.safetensors.index.json"
     if (folder / "model.safetensors").is_file():
         return dict(load_file(folder / "model.safetensors"))

@@ -1,4 +1,4 @@
-"""Checkpoint formats of the field: rules that map the names of their tensors to ours."""
+"""Checkpoint formats of the field, with rules to map the names of their tensors to ours."""
 
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -131,7 +131,7 @@ def openai(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 @FORMATS.register("fmfa")  # both versions; the classifier of the second has one row per training caption
 @FORMATS.register("irra")
 def irra(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """IRRA and its descendants, which kept its names."""
+    """IRRA, and its descendants with the same names."""
     return _projections_turned(_convert(state, IRRA_RULES))
 
 
@@ -143,7 +143,7 @@ def rde(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 @FORMATS.register("huggingface")
 def huggingface(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """transformers' CLIPModel. Its vision tower separates query, key and value, which timm holds in one tensor."""
+    """transformers' CLIPModel. Its vision tower separates query, key and value; timm holds them in one tensor."""
     converted = _convert(state, HUGGING_FACE_RULES)
     for query in [name for name in converted if re.search(r"\.attn\.q_proj\.", name)]:
         parts = [query.replace(".q_proj.", f".{part}_proj.") for part in "qkv"]

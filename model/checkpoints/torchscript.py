@@ -1,4 +1,4 @@
-"""Reader of TorchScript archives, in which OpenAI ships CLIP. It does not run the program inside."""
+"""Reader of TorchScript archives, OpenAI's format of CLIP. It does not run the program inside."""
 
 import collections
 import pickle
@@ -51,7 +51,7 @@ def read_torchscript(path: str | Path) -> dict[str, Tensor]:
 
 
 class _Module:
-    """Placeholder for the classes of the archive, which keeps their attributes."""
+    """Placeholder for the classes of the archive, with their attributes."""
 
 
 class _Unpickler(pickle.Unpickler):

@@ -21,6 +21,11 @@ class Encoded(NamedTuple):
     more: tuple[Tensor, ...] = ()  # further embeddings (B, D'), in the order of `Encoder.embeddings`
 
     @property
+    def embeddings(self) -> tuple[Tensor, ...]:
+        """The main embedding and the further ones."""
+        return (self.embedding, *self.more)
+
+    @property
     def joint(self) -> Tensor:
         """All embeddings in one vector, float32 (B, sum of D).
 
@@ -28,7 +33,7 @@ class Encoded(NamedTuple):
         """
         if not self.more:
             return self.embedding.float()
-        return torch.cat([F.normalize(embedding.float()) for embedding in (self.embedding, *self.more)], dim=1)
+        return torch.cat([F.normalize(embedding.float()) for embedding in self.embeddings], dim=1)
 
 
 class Encoder(nn.Module, ABC):

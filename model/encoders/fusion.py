@@ -1,4 +1,4 @@
-"""CLIP encoders that enrich training images and captions with others of their identity (docs/methods/lcr2s.md)."""
+"""CLIP encoders with fusion of images and captions of the same identity (docs/methods/lcr2s.md)."""
 
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any

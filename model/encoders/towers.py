@@ -127,7 +127,7 @@ def _grid(image_size: tuple[int, int], patch: tuple[int, int], stride: int) -> t
 
 
 def build_vit(options: ImageOptions, **settings: Any) -> VisionTransformer:
-    """A randomly initialised timm model; `settings` are the arguments that the framework decides."""
+    """A randomly initialised timm model; `settings` are the arguments decided by the framework."""
     name = options.arch.split(".")[0]
     if not timm.is_model(name):
         raise ConfigError(
@@ -227,7 +227,7 @@ def build_text_model(embed_dim: int, options: TextOptions) -> CLIPTextModelWithP
 
 
 def _config_of(options: TextOptions) -> CLIPTextConfig:
-    """Sizes of a model that is not listed in `TEXT_ARCHS`, from its folder or the hub."""
+    """Sizes of a model outside `TEXT_ARCHS`, from its folder or the hub."""
     try:
         return CLIPTextConfig.from_pretrained(options.arch, **options.options)
     except OSError:
@@ -258,5 +258,5 @@ def no_weights(tower: str, arch: str, error: Exception) -> ConfigError:
 
 
 def reason(error: Exception) -> str:
-    """The last line of a library's message, which names the cause."""
+    """The last line of a library's message, usually the cause."""
     return (str(error).strip() or type(error).__name__).splitlines()[-1].strip()

@@ -1,4 +1,4 @@
-"""Losses and the parameters that only they need. Importing this package registers all of them."""
+"""Losses and their parameters. Importing this package registers all of them."""
 
 from model.objectives import distillation, fine_grained, identity, masked_language, matching, ranking  # noqa: F401
 from model.objectives.base import OBJECTIVES, EpochContext, MaskedMean, Metadata, Metrics, Objective, Step, Tokens

@@ -1,4 +1,4 @@
-"""Interface of a loss: the step that it sees, and the batch fields, flags and hooks that it declares."""
+"""Interface of a loss: its input, and the batch fields, flags and hooks to declare."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -22,7 +22,7 @@ def reduce(per_pair: Tensor, reduction: Reduction) -> Tensor:
 
 @dataclass(frozen=True)
 class Metadata:
-    """Facts about data and encoder that objectives are built with: their positional argument."""
+    """Facts about data and encoder, the positional argument of objectives."""
 
     num_pids: int
     embed_dim: int
@@ -86,7 +86,7 @@ class Step:
 
     @property
     def text_tokens(self) -> Tensor:
-        """Text tokens (b, L, D) of the captions that `text` encodes."""
+        """Text tokens (b, L, D) of the captions encoded by `text`."""
         return self._tokens.texts[self._tokens.caption_field]
 
     @property
@@ -96,7 +96,7 @@ class Step:
 
     @property
     def caption_ids(self) -> Tensor:
-        """Token ids (b, L) of the captions that `text` encodes."""
+        """Token ids (b, L) of the captions encoded by `text`."""
         return self.batch[self._tokens.caption_field]
 
     @property
@@ -113,7 +113,7 @@ class EpochContext(Protocol):
     clean: np.ndarray  # bool (N,), False for training pairs whose caption noise replaced
 
     def pair_losses(self, objective: "Objective") -> tuple[Tensor, Tensor]:
-        """Losses (K, N) of all training pairs in evaluation mode, and a mask (N,) of the pairs that were seen."""
+        """Losses (K, N) of all training pairs in evaluation mode, and the mask (N,) of pairs with a loss."""
 
     def rng(self) -> np.random.Generator:
         """A generator seeded by the run's seed and the epoch."""
@@ -143,7 +143,7 @@ class Objective(nn.Module):
         self.weight = weight
 
     def count(self, batch: Batch) -> int:
-        """Number of terms in the mean of an objective that reads tokens, for one micro-batch."""
+        """Number of terms in the mean over a micro-batch, for objectives with `reads_tokens`."""
         return len(batch["pids"])
 
     def before_epoch(self, context: EpochContext) -> dict[str, float]:
@@ -151,11 +151,11 @@ class Objective(nn.Module):
         return {}
 
     def training_state(self) -> dict[str, Tensor]:
-        """State besides the weights that a resumed run needs."""
+        """State besides the weights, for resumed runs."""
         return {}
 
     def load_training_state(self, state: Mapping[str, Tensor]) -> None:
-        """Restore what `training_state` returned."""
+        """Restore a `training_state`."""
 
     def forward(self, step: Step) -> tuple[Tensor, Metrics]:
         raise NotImplementedError

@@ -25,7 +25,7 @@ FITS = {"short": FitSettings(10, 1e-2, 5e-4), "long": FitSettings(100, 1e-4, 1e-
 
 
 def choose_fit(fit: Fit, noise_rate: float, dataset: str) -> FitSettings:
-    """Settings of the mixture; `auto` is the authors' rule, which uses the true noise rate.
+    """Settings of the mixture; `auto` is the authors' rule and uses the true noise rate.
 
     See docs/methods/rde.md#confident-consensus-division.
     """
@@ -59,7 +59,7 @@ def divide(losses: Floats, settings: FitSettings, rng: np.random.Generator) -> B
 
 
 def looks_clean(losses: Floats, settings: FitSettings) -> Booleans:
-    """Mask of the losses (N,) that more likely belong to the lower of two Gaussians; all of them if they are equal."""
+    """Mask of the losses (N,) more likely to belong to the lower of two Gaussians; all of them if they are equal."""
     if losses.min() == losses.max():
         return np.ones(len(losses), dtype=bool)
     return confident(low_posterior(losses, settings))

@@ -90,9 +90,9 @@ class MaskedLanguage(Objective):
         return hidden
 
     def _init_weights(self, width: int, depth: int) -> None:
-        """CLIP's scheme, where layers that end a residual branch shrink with depth (docs/methods/irra.md#model).
+        """CLIP's scheme: layers at the end of a residual branch shrink with depth (docs/methods/irra.md#model).
 
-        Biases that are not listed keep PyTorch's initialisation.
+        Other biases keep PyTorch's initialisation.
         """
         attention, hidden = width**-0.5, (2 * width) ** -0.5
         ending = attention * (2 * max(depth, 1)) ** -0.5

@@ -1,4 +1,4 @@
-"""Losses that match the images of a batch with its captions by their global embeddings."""
+"""Losses to match the images of a batch with its captions by their global embeddings."""
 
 import math
 from collections.abc import Sequence

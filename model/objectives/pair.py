@@ -1,4 +1,4 @@
-"""Base class of losses with one value per pair, which can leave out pairs that look noisy."""
+"""Base class of losses with one value per pair, with an option to leave out noisy pairs."""
 
 from collections.abc import Mapping
 from typing import ClassVar

@@ -1,4 +1,4 @@
-"""Losses that rank the caption of an image above the others of the batch by a margin, and vice versa."""
+"""Losses to rank the caption of an image above the others of the batch by a margin, and vice versa."""
 
 import math
 from typing import Annotated, Any, Literal
@@ -130,7 +130,7 @@ def _cosines(image: Tensor, text: Tensor) -> Tensor:
 
 
 def _positive(scores: Tensor, same: Tensor, tau: float) -> Tensor:
-    """Mean of each row's positives (B,), weighted by their softmax, which gets no gradient."""
+    """Mean of each row's positives (B,), weighted by their softmax (constant)."""
     weights = (scores.detach() / tau).masked_fill(~same, -math.inf).softmax(dim=1)
     return (weights * scores).sum(dim=1)
 
