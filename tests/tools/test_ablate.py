@@ -151,7 +151,7 @@ def test_a_training_that_fails_is_named(
     assert len(in_process) == 1 and str(tmp_path / "b/plain_1") in err
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "benchmarks").glob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", sorted((ROOT / "configs/ablations").glob("*.yaml")), ids=lambda path: path.stem)
 def test_ours_are_whole(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     runs = list(ablate.planned(path, None, None, []))
