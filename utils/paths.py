@@ -1,0 +1,35 @@
+"""Paths that users write: expansion, messages about them, and files that no program should open."""
+
+import os
+import stat
+from pathlib import Path
+
+KINDS = (
+    (stat.S_ISDIR, "a folder"),
+    (stat.S_ISFIFO, "a named pipe"),
+    (stat.S_ISSOCK, "a socket"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+)
+
+
+def expand(path: str | Path) -> Path:
+    """The path with a leading `~` and environment variables such as `$HOME` replaced; unknown ones stay."""
+    return Path(os.path.expandvars(os.path.expanduser(path)))
+
+
+def in_full(path: str | Path) -> str:
+    """The path for a message about a missing file; a relative one comes with the working directory."""
+    return str(path) if Path(path).is_absolute() else f"{path} (relative to the working directory {os.getcwd()})"
+
+
+def why_not_a_file(path: str | Path) -> str | None:
+    """Reason why an existing path is no regular file, such as `a named pipe`; None for a file or a missing path.
+
+    Reading a pipe or a device may never end, so readers ask first.
+    """
+    try:
+        mode = os.stat(path).st_mode
+    except OSError:
+        return None
+    return next((kind for is_kind, kind in KINDS if is_kind(mode)), None)
