@@ -1,7 +1,5 @@
 """Checkpoints: written atomically, read without running code."""
 
-import contextlib
-import os
 import pickle
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -11,10 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from utils.errors import CheckpointError
+from utils.files import replacing
+from utils.integrity import check_intact, seal
 
 
 def save_checkpoint(path: str | Path, content: Mapping[str, Any]) -> None:
-    """Write `content` by way of a temporary file, so that a kill leaves the old file or the new one.
+    """Write `content` with a seal, in place of an existing file.
+
+    A kill leaves the old file or the new one.
 
     Args:
         path: file to write.
@@ -23,17 +25,11 @@ def save_checkpoint(path: str | Path, content: Mapping[str, Any]) -> None:
     Raises:
         CheckpointError: the disk is full or not writable; the old file is unchanged.
     """
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.tmp")
     try:
-        with open(temporary, "wb") as file:
+        with replacing(path) as file:
             torch.save(dict(content), file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+            seal(file)
     except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
         raise CheckpointError(f"{path}: cannot be written ({error})") from None
 
 
@@ -44,7 +40,10 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
         CheckpointError: there is no such file, it is damaged, or its pickle would run code.
     """
     try:
+        check_intact(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
+    except CheckpointError:
+        raise
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such checkpoint") from None
     except pickle.UnpicklingError as error:

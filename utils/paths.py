@@ -24,7 +24,7 @@ def in_full(path: str | Path) -> str:
 
 
 def why_not_a_file(path: str | Path) -> str | None:
-    """Reason why an existing path is no regular file, such as `a named pipe`; None for a file or a missing path.
+    """Name the kind of a path that must not be read as a file, such as `a named pipe`; None for any other path.
 
     Reading a pipe or a device may never end, so readers ask first.
     """

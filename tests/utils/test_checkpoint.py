@@ -41,7 +41,7 @@ def test_a_file_cut_short_is_named(part: float, tmp_path: Path) -> None:
     path = tmp_path / "a.pt"
     save_checkpoint(path, {"model": {"w": torch.randn(500)}})
     path.write_bytes(path.read_bytes()[: int(path.stat().st_size * part)])
-    with pytest.raises(CheckpointError, match=r"a\.pt: damaged, or no checkpoint"):
+    with pytest.raises(CheckpointError, match=r"a\.pt: damaged"):
         load_checkpoint(path)
 
 
