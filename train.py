@@ -1,10 +1,8 @@
 """Train a method: `python train.py --config configs/irra.yaml --set train.epochs=30 losses.mlm=null`."""
 
 import argparse
-import time
-from collections.abc import Mapping
+import contextlib
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -21,7 +19,8 @@ from model.task import RetrievalTask
 from model.teacher import CachedTeacher
 from processor.help import config_help
 from processor.resolve import resolve
-from processor.resume import check_changes, last_state, restore, run_config
+from processor.resume import Resumption, prepare, restore
+from processor.run_folder import input_hashes, new_run_folder, one_writer, open_log, resumable, resume_command
 from processor.teacher_cache import fill_cache
 from processor.trainer import Trainer
 from solver.optimizer import build_optimizer
@@ -29,7 +28,8 @@ from utils.config import to_yaml
 from utils.distributed import describe_device, end_processes, first_alone, rank, start_processes
 from utils.errors import ConfigError, DataError
 from utils.exit import exit_on_user_error
-from utils.logger import LOGGER, start_logging
+from utils.logger import LOGGER
+from utils.paths import in_full
 from utils.seed import seed_everything, seed_process
 from utils.version import VERSION
 
@@ -88,18 +88,20 @@ def check(config: Config) -> None:
 
 def resume(run: Path, overrides: list[str], *, force: bool = False) -> Path:
     """Resume an interrupted run; returns its folder."""
-    before, config = (resolve(run_config(run, layers)) for layers in ([], overrides))
-    check_changes(run, before, config, force=force)
-    return train(config, run, checkpoint=last_state(run))
+    if not run.is_dir():
+        raise ConfigError(f"{in_full(run)}: no such run folder")
+    with one_writer(run):
+        resumption = prepare(run, overrides, force=force)
+        return train(resumption.config, run, resumption=resumption)
 
 
-def train(config: Config, run: Path | None = None, *, checkpoint: Mapping[str, Any] | None = None) -> Path:
+def train(config: Config, run: Path | None = None, *, resumption: Resumption | None = None) -> Path:
     """Train from annotations to the final table; returns the run folder.
 
     Args:
         config: resolved config.
         run: folder to create; None names it by data set, time and config.
-        checkpoint: content of `last.pt` in the existing folder `run`, to resume from.
+        resumption: state of the existing folder `run`, to resume from.
     """
     distils = needs_teacher(config)  # before anything takes time
     seed_everything(config.train.seed)
@@ -111,7 +113,8 @@ def train(config: Config, run: Path | None = None, *, checkpoint: Mapping[str, A
             f"{annotations.folder}: has no val split to select on; set data.val_ids=200 to hold out 200 training "
             "identities, or eval.select_on=test as the papers do"
         )
-    task = build_task(config, len(annotations.train_labels), weights=checkpoint is None, teacher=distils)
+    resumed = resumption is not None and bool(resumption.content)
+    task = build_task(config, len(annotations.train_labels), weights=not resumed, teacher=distils)
     task.to(device)
     loader, evaluation = build_loaders(config, annotations, task, device)
     optimizer = build_optimizer(config.solver, task.named_parameters())
@@ -120,21 +123,27 @@ def train(config: Config, run: Path | None = None, *, checkpoint: Mapping[str, A
     if isinstance(task.teacher, CachedTeacher):
         fill_cache(task.teacher, loader.pairs, config, device)
 
-    run = start_run(config, run, fresh=checkpoint is None)
-    size = sum(parameter.numel() for parameter in task.parameters()) / 1e6
-    LOGGER.info("version %s, %s on %s", VERSION, config.name, describe_device(device))
-    LOGGER.info("%.2f M parameters, run folder %s", size, run)
-    LOGGER.info("%s\n%s", config.data.dataset, annotations.table())
-    for note in (*annotations.notes(), *task.notes):
-        LOGGER.info("%s", note)
-    if loader.pairs.noise is not None and rank() == 0:
-        save_noise(loader.pairs.noise, run)
-    trainer = Trainer(task, optimizer, loader, evaluation, config, run, device)
-    seed_process(config.train.seed)
-    if checkpoint is not None:
-        restore(trainer, checkpoint)
-    trainer.fit()
-    LOGGER.info("run folder: %s; evaluate it with: python test.py --run %s", run, run)
+    with contextlib.ExitStack() as stack:
+        if run is None or resumption is None:
+            run = stack.enter_context(new_run_folder(config, run))
+        open_log(run)
+        inputs = input_hashes(config, annotations, loader.pairs.noise)
+        trainer = Trainer(task, optimizer, loader, evaluation, config, run, device, inputs)
+        stack.enter_context(resumable(trainer, fresh=resumption is None))
+        size = sum(parameter.numel() for parameter in task.parameters()) / 1e6
+        LOGGER.info("version %s, %s on %s", VERSION, config.name, describe_device(device))
+        LOGGER.info("%.2f M parameters, run folder %s", size, run)
+        LOGGER.info("%s\n%s", config.data.dataset, annotations.table())
+        for note in (*annotations.notes(), *task.notes, *(resumption.notes if resumption else ())):
+            LOGGER.info("%s", note)
+        if loader.pairs.noise is not None and rank() == 0:
+            save_noise(loader.pairs.noise, run)
+        seed_process(config.train.seed)
+        if resumption is not None and resumed:
+            restore(trainer, resumption.content, force=resumption.force)
+        LOGGER.info("if it is interrupted, resume with: %s", resume_command(run))
+        trainer.fit()
+        LOGGER.info("run folder: %s; evaluate it with: python test.py --run %s", run, run)
     return run
 
 
@@ -169,30 +178,6 @@ def save_noise(noise: Index, run: Path) -> None:
     np.save(run / "noise.npy", noise)
     moved = int((noise != np.arange(len(noise))).sum())
     LOGGER.info("noise replaced %d of %d training captions, see noise.npy", moved, len(noise))
-
-
-def start_run(config: Config, run: Path | None, *, fresh: bool) -> Path:
-    """Create the run folder if it is a fresh run, and start the log. Only the first process does either."""
-    if rank():
-        LOGGER.disabled = True
-        return run or Path()
-    run = create_run_folder(config, run) if fresh or run is None else run
-    start_logging(run / "train.log")
-    return run
-
-
-def create_run_folder(config: Config, run: Path | None) -> Path:
-    """Create the folder of a new run with its config; raises `ConfigError` if the folder exists."""
-    if run is None:
-        run = Path(config.train.output) / config.data.dataset / f"{time.strftime('%Y%m%d_%H%M%S')}_{config.name}"
-    try:
-        run.mkdir(parents=True)
-        (run / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
-    except FileExistsError:
-        raise ConfigError(f"{run}: run folder exists already; name another with --run") from None
-    except OSError as error:
-        raise ConfigError(f"{run}: cannot create the run folder ({error}); name another with --run") from None
-    return run
 
 
 if __name__ == "__main__":

@@ -35,6 +35,7 @@ class Annotations:
     train: list[Record]
     val: list[Record]
     test: list[Record]
+    file: Path | None = None  # annotation file
     carved_ids: int = 0  # training identities held out as val
 
     @property
@@ -100,7 +101,7 @@ def load_annotations(dataset: str, root: str | Path, *, val_ids: int = 0) -> Ann
     for name in ("train", "test"):
         if not splits[name]:
             raise DataError(f"{source.file}: must have {name} images, got none")
-    annotations = Annotations(source.folder, splits["train"], splits["val"], splits["test"])
+    annotations = Annotations(source.folder, splits["train"], splits["val"], splits["test"], file=source.file)
     return carve_val(annotations, val_ids) if val_ids and not annotations.val else annotations
 
 

@@ -1,27 +1,122 @@
 """Resuming a run: changes of its settings, the checkpoint, the state of the run folder."""
 
 import contextlib
-import os
+import json
+import tempfile
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from configs.schema import Config, load_config
+from configs.schema import Config, load_config, parse_config
 from model.encoders import ENCODERS
+from processor.resolve import resolve
+from processor.run_folder import began
 from processor.trainer import Trainer
+from solver.schedule import lr_at
 from utils.checkpoint import load_checkpoint, load_state
 from utils.config import leaves, to_plain, to_yaml
-from utils.distributed import rank
+from utils.distributed import env_rank, rank
 from utils.errors import CheckpointError, ConfigError
-from utils.logger import LOGGER, append_json_line
+from utils.files import write_text
+from utils.logger import LOGGER
 from utils.options import option_of, schema_of, walk
+from utils.paths import in_full
+
+
+@dataclass(frozen=True)
+class Resumption:
+    """State to resume a run from."""
+
+    config: Config  # resolved, with the overrides
+    content: Mapping[str, Any]  # of last.pt; empty if the run ended before its first checkpoint
+    notes: list[str]  # remarks for the log
+    force: bool  # allow changes that make another experiment
 
 
 def run_config(run: Path, overrides: list[str]) -> Config:
-    """The config of a run folder with overrides applied; raises `ConfigError` if it is not a run folder."""
-    if not (run / "config.yaml").is_file():
-        raise ConfigError(f"{run}: not a run folder (it has no config.yaml)")
-    return load_config(run / "config.yaml", overrides)
+    """The config of a run folder with overrides applied.
+
+    Raises:
+        ConfigError: it is not a run folder, or its config is damaged and there is no checkpoint with a copy.
+    """
+    path = run / "config.yaml"
+    if not run.is_dir() or not (path.exists() or began(run)):
+        raise ConfigError(f"{in_full(run)}: not a run folder (it has no config.yaml)")
+    try:
+        load_config(path)
+    except ConfigError as error:
+        text = _config_of_checkpoint(run)
+        if text is None:
+            raise
+        if env_rank() == 0:
+            LOGGER.warning("%s; using the config inside the checkpoint", error)
+        with tempfile.TemporaryDirectory() as folder:
+            copy = Path(folder) / path.name
+            copy.write_text(text, encoding="utf-8")
+            return load_config(copy, overrides)
+    return load_config(path, overrides)
+
+
+def _config_of_checkpoint(run: Path) -> str | None:
+    """Config as YAML text from an intact checkpoint of the run."""
+    for name in ("last.pt", "best.pt"):
+        with contextlib.suppress(CheckpointError, ConfigError):
+            text = load_checkpoint(run / name).get("config")
+            if isinstance(text, str):
+                parse_config(text)
+                return text
+    return None
+
+
+def prepare(run: Path, overrides: list[str], *, force: bool) -> Resumption:
+    """Read and check everything that a resume needs; changes nothing.
+
+    Args:
+        run: run folder, locked by this process.
+        overrides: changes of its config.
+        force: allow changes that make another experiment.
+
+    Raises:
+        ConfigError: it is not a run folder, or the changes make another experiment.
+        CheckpointError: `last.pt` is missing or damaged.
+    """
+    config = resolve(run_config(run, overrides))
+    content = last_state(run) if began(run) else {}
+    if not content:
+        check_changes(run, resolve(run_config(run, [])), config, force=force)
+        return Resumption(config, {}, ["the run ended before its first checkpoint: starting from the beginning"], force)
+    text = content.get("config")
+    before = resolve(parse_config(text) if isinstance(text, str) else run_config(run, []))
+    check_changes(run, before, config, force=force)
+    return Resumption(config, content, check_length(before, config, content["training"]), force)
+
+
+def check_length(before: Config, config: Config, state: Mapping[str, Any]) -> list[str]:
+    """Remarks on what another number of epochs does to the learning rate; raises `ConfigError` if they are over.
+
+    Args:
+        before: resolved config that the checkpoint was written with.
+        config: resolved config to resume with.
+        state: training state of the checkpoint.
+    """
+    old, new, epoch = before.train.epochs, config.train.epochs, int(state["epoch"])
+    if new == old:
+        return []
+    if new < epoch:
+        raise ConfigError(
+            f"train.epochs: must be more than the {epoch - 1} epochs that the run has completed, got {new}"
+        )
+
+    def rate(epoch: int, one: Config) -> float:
+        return lr_at(epoch, one.solver.lr, epochs=one.train.epochs, **one.solver.schedule)
+
+    planned = f", planned before: {rate(epoch, before):.2e}" if epoch <= old else ""
+    done = f"epoch {epoch - 1} had {rate(epoch - 1, before):.2e}, " if epoch > 1 else ""
+    return [
+        f"train.epochs: {old} -> {new}, and the schedule follows the new length; learning rate: {done}"
+        f"epoch {epoch} has {rate(epoch, config):.2e}{planned}"
+    ]
 
 
 def check_changes(run: Path, before: Config, config: Config, *, force: bool) -> None:
@@ -77,13 +172,25 @@ def last_state(run: Path) -> dict[str, Any]:
     return content
 
 
-def restore(trainer: Trainer, content: Mapping[str, Any]) -> None:
+def check_inputs(trainer: Trainer, content: Mapping[str, Any], *, force: bool) -> None:
+    """Raise `ConfigError` if the run was trained on other annotations, noise or another teacher, unless forced."""
+    changed = [name for name, value in content.get("inputs", {}).items() if trainer.inputs.get(name, value) != value]
+    if changed and not force:
+        raise ConfigError(
+            f"{trainer.run}: the content of these files has changed since the run began: {', '.join(changed)}; put the "
+            "old files back, start a new run, or add --force"
+        )
+
+
+def restore(trainer: Trainer, content: Mapping[str, Any], *, force: bool = False) -> None:
     """Load the content of `last.pt` into a new trainer, and reset the run folder to the state of that checkpoint.
 
     Raises:
         CheckpointError: it belongs to another model or version.
+        ConfigError: as `check_inputs`.
     """
     path = trainer.run / "last.pt"
+    check_inputs(trainer, content, force=force)
     try:
         load_state(trainer.task, content["model"], path)
         trainer.load_state_dict(content["training"])
@@ -94,11 +201,10 @@ def restore(trainer: Trainer, content: Mapping[str, Any]) -> None:
         ) from None
     if rank():
         return
-    metrics = trainer.run / "metrics.jsonl"
-    temporary = metrics.with_name(".metrics.jsonl.tmp")
-    temporary.write_text("")
-    for record in trainer.history:  # a kill may leave one line more or less than the checkpoint has
-        append_json_line(temporary, record)
-    os.replace(temporary, metrics)
-    (trainer.run / "config.yaml").write_text(to_yaml(trainer.config), encoding="utf-8")
-    LOGGER.info("resuming in epoch %d after %d of its batches", trainer.epoch, trainer.batches)
+    # A kill may leave one line more or less than the checkpoint has.
+    write_text(trainer.run / "metrics.jsonl", "".join(json.dumps(record) + "\n" for record in trainer.history))
+    write_text(trainer.run / "config.yaml", to_yaml(trainer.config))
+    LOGGER.info(
+        "resuming in epoch %d after %d of its batches; steps after that checkpoint are logged a second time",
+        *(trainer.epoch, trainer.batches),
+    )

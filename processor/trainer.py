@@ -3,6 +3,7 @@
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -42,6 +43,7 @@ class Trainer:
         config: resolved config of the run.
         run: existing run folder.
         device: device of the steps.
+        inputs: name -> hash of the files that the run is trained on, kept in its checkpoints.
     """
 
     def __init__(
@@ -53,13 +55,15 @@ class Trainer:
         config: Config,
         run: Path,
         device: torch.device,
+        inputs: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         self.task, self.optimizer, self.train, self.evaluation = task, optimizer, train, evaluation
-        self.config, self.run, self.device = config, run, device
+        self.config, self.run, self.device, self.inputs = config, run, device, dict(inputs)
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.train.precision == "fp16")
         self.history: list[dict[str, Any]] = []  # one record per epoch, as in metrics.jsonl
         self.epoch, self.batches, self.step = 1, 0, 0  # current epoch, its batches done, all batches done
         self.record: dict[str, Any] = {}  # of the current epoch
+        self.trained = False  # True if the current epoch lacks its evaluation only
         self.meters = Meters()
         self.average: AveragedModel | None = None  # of the encoder's weights
         if config.train.ema is not None:
@@ -86,11 +90,16 @@ class Trainer:
         while self.epoch <= epochs:
             if self.batches == 0:
                 self.record, self.meters = {"epoch": self.epoch, **self._before_epoch(self.epoch)}, Meters()
-            record = self.record | self._train_epoch(self.epoch)
+            if not self.trained:
+                self.record |= self._train_epoch(self.epoch)
+            record = dict(self.record)
             if self.epoch % self.config.eval.every == 0 or self.epoch == epochs:
+                if not self.trained:  # a fault of the evaluation does not cost the epoch
+                    self.trained = True
+                    self._save()
                 record |= self._evaluate(self.epoch)
             self.history.append(record)
-            self.epoch, self.batches = self.epoch + 1, 0
+            self.epoch, self.batches, self.trained = self.epoch + 1, 0, False
             self._save()
             if rank() == 0:
                 append_json_line(self.run / "metrics.jsonl", record)
@@ -146,6 +155,7 @@ class Trainer:
                 nan_check.check()
                 self.batches = number
                 self._save()
+        self.batches = total_steps
         seconds = time.perf_counter() - start
         speed = {"seconds": seconds, "samples_per_second": pairs / seconds, "peak_memory_gib": peak_memory(self.device)}
         LOGGER.info(
@@ -208,6 +218,7 @@ class Trainer:
             "version": VERSION,
             "epoch": self.epoch - 1,  # completed epochs
             "config": to_yaml(self.config),
+            "inputs": self.inputs,
             "metrics": dict(record),
             "model": self.task.state_dict(),
         }
@@ -231,6 +242,7 @@ class Trainer:
         return {
             "epoch": self.epoch,
             "batches": self.batches,
+            "trained": self.trained,
             "step": self.step,
             "record": self.record,
             "history": self.history,
@@ -246,6 +258,7 @@ class Trainer:
         """Restore a `state_dict`; the model's weights are loaded separately."""
         self.epoch, self.batches, self.step = (int(state[name]) for name in ("epoch", "batches", "step"))
         self.record, self.history = dict(state["record"]), list(state["history"])
+        self.trained = bool(state.get("trained", False))  # version 0.1 saved no epoch before its evaluation
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
         states = state["objectives"] if "objectives" in state else _objectives_of_0_1(state["counted"])

@@ -65,6 +65,11 @@ def rank() -> int:
     return dist.get_rank() if dist.is_initialized() else 0
 
 
+def env_rank() -> int:
+    """Number of this process as the environment gives it, which is known before the processes have met."""
+    return int(os.environ.get("RANK", "0"))
+
+
 def average_gradients(parameters: Iterable[Parameter]) -> None:
     """Replace each gradient by its mean over processes."""
     if world_size() == 1:

@@ -3,13 +3,16 @@
 import contextlib
 import errno
 import os
+import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator
+from types import FrameType
 
 import torch
 
-from utils.distributed import world_size
+from utils.distributed import env_rank, world_size
 from utils.errors import UserError
 
 OTHERS_WAIT = 5  # seconds that other processes than the first wait before they print their error
@@ -18,22 +21,54 @@ DISK_FAULTS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCE
 
 @contextlib.contextmanager
 def exit_on_user_error() -> Iterator[None]:
-    """Turn a `UserError`, a fault of the machine or Ctrl-C into a message on stderr and exit status 1 or 130."""
+    """Turn a `UserError`, a fault of the machine, Ctrl-C or SIGTERM into a message and exit status 1, 130 or 143.
+
+    Notes of the exception follow the message, so that they are the last lines on the screen.
+    """
+    end_on_sigterm()
     try:
         yield
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        sys.exit(130)
+    except (KeyboardInterrupt, Terminated) as error:
+        print("\n".join([str(error) or "interrupted", *notes(error)]), file=sys.stderr)
+        sys.exit(143 if isinstance(error, Terminated) else 130)
     except Exception as error:
         message = str(error) if isinstance(error, UserError) else machine_fault(error)
         if message is None:
             raise
-        # torchrun's variable: the process group may not exist yet. If all processes meet the same error, the first one
+        # If all processes meet the same error, the first one
         # prints it, and torchrun ends the others.
-        if number := int(os.environ.get("RANK", "0")):
+        if number := env_rank():
             time.sleep(OTHERS_WAIT)
-        print(f"error: {message}" if number == 0 else f"error (process {number}): {message}", file=sys.stderr)
+        prefix = "error" if number == 0 else f"error (process {number})"
+        print("\n".join([f"{prefix}: {message}", *notes(error)]), file=sys.stderr)
         sys.exit(1)
+
+
+class Terminated(BaseException):
+    """SIGTERM, as cluster schedulers send it before they kill."""
+
+
+def end_on_sigterm() -> None:
+    """Raise `Terminated` on SIGTERM, in a process without others.
+
+    Several processes keep the default: one that waits for another would not notice the exception.
+    """
+    alone = int(os.environ.get("WORLD_SIZE", "1")) == 1
+    if alone and threading.current_thread() is threading.main_thread():
+        program = os.getpid()
+
+        def end(number: int, frame: FrameType | None) -> None:
+            if os.getpid() != program:  # a forked data loading worker
+                signal.signal(number, signal.SIG_DFL)
+                os.kill(os.getpid(), number)
+            raise Terminated("terminated (SIGTERM)")
+
+        signal.signal(signal.SIGTERM, end)
+
+
+def notes(error: BaseException) -> list[str]:
+    """Notes that `add_note` has put on an exception."""
+    return list(getattr(error, "__notes__", []))
 
 
 def machine_fault(error: Exception) -> str | None:
@@ -48,8 +83,8 @@ def machine_fault(error: Exception) -> str | None:
         return f"{error.filename or 'a file'}: {error.strerror}; earlier checkpoints are intact"
     if isinstance(error, RuntimeError) and text.startswith("DataLoader worker"):
         return (
-            f"a data loading worker died, perhaps for lack of memory ({text}); resume from the last checkpoint with "
-            "train.py --resume RUN, and with fewer workers: --set data.workers=1"
+            f"a data loading worker died, perhaps for lack of memory ({text}); use fewer workers, for instance "
+            "--set data.workers=1"
         )
     if isinstance(error, RuntimeError) and world_size() > 1 and ("closed by peer" in text or "reset by peer" in text):
         return "another process ended, see its message; resume from the last checkpoint with train.py --resume RUN"

@@ -39,6 +39,12 @@ def replacing(path: str | Path) -> Iterator[IO[bytes]]:
         raise
 
 
+def write_text(path: str | Path, text: str) -> None:
+    """Write a text file in place of an existing one, as `replacing` does."""
+    with replacing(path) as file:
+        file.write(text.encode())
+
+
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Be the one writer of a run folder. The lock ends with the process, however it ends.

@@ -34,9 +34,9 @@ def test_a_disk_that_fills_up_stops_training_with_one_line(
     config.write_text(train_program.to_yaml(config_of("irra", root, "train.epochs=3")))
     run = tmp_path / "run"
     status, _, err = run_program(train_program.main, monkeypatch, capsys, "--config", config, "--run", run)
-    assert status == 1 and re.fullmatch(r"error: \S+\.pt: cannot be written \(.*\)\n", err)
+    assert status == 1 and re.fullmatch(r"error: \S+\.pt: cannot be written \(.*\)\nresume with: .*\n", err)
     assert load_checkpoint(run / "last.pt")["epoch"] == 1
-    assert not list(run.glob(".*"))
+    assert not list(run.glob(".*.tmp"))
 
 
 def test_a_log_that_cannot_be_written_is_no_traceback(root: Path, tmp_path: Path, small_disk, monkeypatch, capsys):
@@ -50,7 +50,7 @@ def test_a_log_that_cannot_be_written_is_no_traceback(root: Path, tmp_path: Path
     config = tmp_path / "config.yaml"
     config.write_text(train_program.to_yaml(config_of("irra", root)))
     status, _, err = run_program(train_program.main, monkeypatch, capsys, "--config", config, "--run", run)
-    assert status == 1 and re.fullmatch(r"error: .*earlier checkpoints are intact\n", err)
+    assert status == 1 and re.fullmatch(r"error: .*earlier checkpoints are intact\nresume with: .*\n", err)
 
 
 def test_a_data_loading_process_that_is_killed(root: Path, tmp_path: Path, monkeypatch, capsys) -> None:
@@ -75,7 +75,7 @@ def _until_killed(config: Any, run: Path) -> None:
 
     def dies(self: Trainer) -> None:
         save(self)
-        if train_program.rank() == 1:
+        if self.batches == 0 and train_program.rank() == 1:
             os.kill(os.getpid(), signal.SIGKILL)
 
     Trainer._save = dies  # type: ignore[method-assign]  # this process only runs this test

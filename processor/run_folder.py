@@ -1,0 +1,124 @@
+"""The folder of a run: creation, its one writer, the hashes of what it is trained on, advice after an interruption."""
+
+import contextlib
+import hashlib
+import itertools
+import shlex
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from configs.schema import Config
+from datasets.annotations import Annotations
+from datasets.noise import Index
+from processor.trainer import Trainer
+from utils.config import to_yaml
+from utils.distributed import env_rank, local_processes, rank, world_size
+from utils.errors import ConfigError
+from utils.files import locked, write_text
+from utils.integrity import file_hash
+from utils.logger import LOGGER, start_logging
+
+
+def one_writer(run: Path) -> contextlib.AbstractContextManager[None]:
+    """Lock a run folder in the first process; raises `ConfigError` if another run writes to it."""
+    return contextlib.nullcontext() if env_rank() else locked(run)
+
+
+@contextlib.contextmanager
+def new_run_folder(config: Config, run: Path | None) -> Iterator[Path]:
+    """Create and lock the folder of a new run. Processes other than the first do neither.
+
+    Args:
+        config: resolved config of the run.
+        run: folder to create; None names it by data set, time and config.
+    """
+    if rank():
+        yield run or Path()
+    else:
+        run = create_run_folder(config, run)
+        with locked(run):
+            yield run
+
+
+def create_run_folder(config: Config, run: Path | None) -> Path:
+    """Create the folder of a new run with its config; automatic names never collide.
+
+    Raises:
+        ConfigError: the folder that `run` names exists already, or cannot be created.
+    """
+    try:
+        run = _make_folder(config) if run is None else _make(run)
+        write_text(run / "config.yaml", to_yaml(config))
+    except FileExistsError:
+        raise ConfigError(f"{run}: run folder exists already; name another with --run") from None
+    except OSError as error:
+        where = run or config.train.output
+        raise ConfigError(f"{where}: cannot create the run folder ({error}); name another with --run") from None
+    return run
+
+
+def _make_folder(config: Config) -> Path:
+    """Create a folder named by data set, time and config, with a number behind the name from the second one on."""
+    parent, name = Path(config.train.output) / config.data.dataset, f"{time.strftime('%Y%m%d_%H%M%S')}_{config.name}"
+    for suffix in itertools.chain([""], (f"_{number}" for number in itertools.count(2))):
+        with contextlib.suppress(FileExistsError):
+            return _make(parent / f"{name}{suffix}")
+    raise AssertionError
+
+
+def _make(run: Path) -> Path:
+    run.mkdir(parents=True)
+    return run
+
+
+def open_log(run: Path) -> None:
+    """Start `train.log` in the first process, and silence the others."""
+    if rank():
+        LOGGER.disabled = True
+    else:
+        start_logging(run / "train.log")
+
+
+def input_hashes(config: Config, annotations: Annotations, noise: Index | None) -> dict[str, str]:
+    """SHA-256 of the files that a run is trained on, by name and path. Images are left out, for they take too long."""
+    hashes = {} if annotations.file is None else {"annotations": file_hash(annotations.file)}
+    if config.teacher.checkpoint is not None and config.losses:
+        with contextlib.suppress(OSError):  # a config may name a teacher that no loss needs
+            hashes["teacher"] = file_hash(config.teacher.checkpoint)
+    if noise is not None:
+        hashes["noise"] = hashlib.sha256(np.ascontiguousarray(noise).tobytes()).hexdigest()
+    return hashes
+
+
+def began(run: Path) -> bool:
+    """True if a run folder has results or checkpoints, so that starting it from the beginning would lose work."""
+    return any((run / name).exists() for name in ("last.pt", "best.pt", "best_ema.pt", "metrics.jsonl"))
+
+
+def resume_command(run: Path) -> str:
+    """Command line that resumes a run with as many processes on this machine."""
+    program = "python" if world_size() == 1 else f"torchrun --nproc_per_node={local_processes()}"
+    return f"{program} train.py --resume {shlex.quote(str(run))}"
+
+
+@contextlib.contextmanager
+def resumable(trainer: Trainer, *, fresh: bool) -> Iterator[None]:
+    """Note on an exception of the body how to resume; remove the folder of a run that had not begun.
+
+    Args:
+        trainer: trainer of the run.
+        fresh: True if this process created the run folder.
+    """
+    try:
+        yield
+    except BaseException as error:
+        if rank() == 0 and fresh and trainer.step == 0 and not began(trainer.run):
+            start_logging()  # closes the log file
+            shutil.rmtree(trainer.run, ignore_errors=True)
+        elif rank() == 0:
+            error.add_note(f"resume with: {resume_command(trainer.run)}")
+        raise
