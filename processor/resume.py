@@ -44,7 +44,7 @@ def run_config(run: Path, overrides: list[str]) -> Config:
     if not run.is_dir() or not (path.exists() or began(run)):
         raise ConfigError(f"{in_full(run)}: not a run folder (it has no config.yaml)")
     try:
-        load_config(path)
+        resolve(load_config(path))
     except ConfigError as error:
         text = _config_of_checkpoint(run)
         if text is None:
