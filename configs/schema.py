@@ -116,6 +116,12 @@ class TrainConfig:
     save_every_steps: int | None = option(
         None, ge=1, help="steps between checkpoints in an epoch; null: one at its end", resumable=True
     )
+    keep: Literal["all", "best", "last"] = option(
+        "best", help="weights kept beside last.pt: best.pt; all: of every epoch; last: none", resumable=True
+    )
+    save_precision: Literal["fp32", "bf16", "fp16"] = option(
+        "fp32", help="precision of the weights in best.pt and those of every epoch; last.pt is exact", resumable=True
+    )
     output: str = option("runs", help="parent folder of run folders", resumable=True)
     trackers: list[Any] = option(["tensorboard"], help="trackers: names, or {name: options}", resumable=True)
 

@@ -130,4 +130,8 @@ def _objectives(config: Config) -> dict[str, tuple[Callable[..., Objective], dic
     for name, options in config.losses.items():
         objective = OBJECTIVES.get(name, f"losses.{name}")
         chosen[name] = (objective, constructor_options(objective, options, f"losses.{name}"))
+    if all(options["weight"] == 0 for _, options in chosen.values()):
+        raise ConfigError(
+            f"losses: nothing would be trained, because the weight of {', '.join(chosen)} is 0; give one a weight"
+        )
     return chosen

@@ -174,7 +174,8 @@ def last_state(run: Path) -> dict[str, Any]:
 
 def check_inputs(trainer: Trainer, content: Mapping[str, Any], *, force: bool) -> None:
     """Raise `ConfigError` if the run was trained on other annotations, noise or another teacher, unless forced."""
-    changed = [name for name, value in content.get("inputs", {}).items() if trainer.inputs.get(name, value) != value]
+    inputs = trainer.checkpoints.inputs
+    changed = [name for name, value in content.get("inputs", {}).items() if inputs.get(name, value) != value]
     if changed and not force:
         raise ConfigError(
             f"{trainer.run}: the content of these files has changed since the run began: {', '.join(changed)}; put the "

@@ -21,15 +21,14 @@ from processor.evaluator import embed, metrics_table, warn_of_unmatched
 from processor.gradient_cache import backward
 from processor.meters import Meters, NaNCheck
 from processor.reporting import EMA, SELECTED_BY, best_record, result_table
+from processor.saving import RunCheckpoints
 from processor.trackers import Tracker, build_trackers
 from solver.optimizer import set_lr
 from solver.schedule import lr_at
-from utils.checkpoint import save_checkpoint
 from utils.config import to_yaml
 from utils.distributed import average_gradients, gather_objects, peak_memory, rank, world_size
 from utils.logger import LOGGER, append_json_line, progress
 from utils.seed import random_state, set_random_state
-from utils.version import VERSION
 
 
 class Trainer:
@@ -58,7 +57,8 @@ class Trainer:
         inputs: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         self.task, self.optimizer, self.train, self.evaluation = task, optimizer, train, evaluation
-        self.config, self.run, self.device, self.inputs = config, run, device, dict(inputs)
+        self.config, self.run, self.device = config, run, device
+        self.checkpoints = RunCheckpoints(run, config, inputs)
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.train.precision == "fp16")
         self.history: list[dict[str, Any]] = []  # one record per epoch, as in metrics.jsonl
         self.epoch, self.batches, self.step = 1, 0, 0  # current epoch, its batches done, all batches done
@@ -212,26 +212,13 @@ class Trainer:
         return results
 
     def _save(self) -> None:
-        """Write `best.pt` if the last record is the best one, and `last.pt`; `best_ema.pt` for averaged weights."""
-        record = self.history[-1] if self.history else {}
-        content = {
-            "version": VERSION,
-            "epoch": self.epoch - 1,  # completed epochs
-            "config": to_yaml(self.config),
-            "inputs": self.inputs,
-            "metrics": dict(record),
-            "model": self.task.state_dict(),
-        }
-        content_of_last = content | {"training": self.state_dict()}
-        if rank():
-            return
-        split = self.config.eval.select_on
-        if self.batches == 0 and record is best_record(self.history, split):
-            save_checkpoint(self.run / "best.pt", content)
-        if self.batches == 0 and self.average is not None and record is best_record(self.history, split + EMA):
-            averaged = {f"encoder.{name}": value for name, value in self.average.module.state_dict().items()}
-            save_checkpoint(self.run / "best_ema.pt", content | {"model": averaged})
-        save_checkpoint(self.run / "last.pt", content_of_last)
+        """Write `last.pt`, and the weights of an epoch that has ended."""
+        record, weights, training = self.history[-1] if self.history else {}, self.task.state_dict(), self.state_dict()
+        if self.batches == 0:
+            averaged = None if self.average is None else self.average.module.state_dict()
+            averaged = averaged and {f"encoder.{name}": value for name, value in averaged.items()}
+            self.checkpoints.save_weights(self.history, weights, averaged)
+        self.checkpoints.save_last(record, weights, training)
 
     def state_dict(self) -> dict[str, Any]:
         """Training state apart from the model's weights, for an exact resume.

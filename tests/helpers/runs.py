@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from processor import trainer as trainer_module
+from processor import saving as saving_module
 from utils.checkpoint import load_checkpoint, save_checkpoint
 
 FAST = ["train.epochs=5", "solver.lr=2e-4", "solver.eps=1e-6", "solver.schedule.warmup_epochs=1", "train.log_every=1"]
@@ -34,7 +34,7 @@ def die_after(monkeypatch: pytest.MonkeyPatch, saves: int) -> None:
         if Path(path).name == "last.pt" and next(count) == saves:
             raise Killed
 
-    monkeypatch.setattr(trainer_module, "save_checkpoint", save)
+    monkeypatch.setattr(saving_module, "save_checkpoint", save)
 
 
 def same(a: Any, b: Any, path: str = "") -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-import processor.trainer as trainer_module
+import processor.saving as saving_module
 import train as train_program
 from datasets.pairs import TrainPairs
 from processor.trainer import Trainer
@@ -29,7 +29,7 @@ def test_a_disk_that_fills_up_stops_training_with_one_line(
             small_disk(20_000)
         save_checkpoint(path, content)
 
-    monkeypatch.setattr(trainer_module, "save_checkpoint", filling_up)
+    monkeypatch.setattr(saving_module, "save_checkpoint", filling_up)
     config = tmp_path / "config.yaml"
     config.write_text(train_program.to_yaml(config_of("irra", root, "train.epochs=3")))
     run = tmp_path / "run"
@@ -46,7 +46,7 @@ def test_a_log_that_cannot_be_written_is_no_traceback(root: Path, tmp_path: Path
         small_disk(10)
         LOGGER.info("which the file has no room for")
 
-    monkeypatch.setattr(trainer_module, "save_checkpoint", fills_up)
+    monkeypatch.setattr(saving_module, "save_checkpoint", fills_up)
     config = tmp_path / "config.yaml"
     config.write_text(train_program.to_yaml(config_of("irra", root)))
     status, _, err = run_program(train_program.main, monkeypatch, capsys, "--config", config, "--run", run)

@@ -16,7 +16,7 @@ import torch
 
 import train as train_program
 from configs.schema import load_config
-from processor import trainer as trainer_module
+from processor import saving as saving_module
 from processor.resolve import resolve
 from processor.resume import last_state, restore
 from processor.trainer import Trainer
@@ -128,7 +128,7 @@ def test_checkpoints_within_an_epoch(root: Path, tmp_path: Path) -> None:
                 seen.append((content["training"]["epoch"], content["training"]["batches"]))
             save_checkpoint(path, content)
 
-        patch.setattr(trainer_module, "save_checkpoint", save)
+        patch.setattr(saving_module, "save_checkpoint", save)
         train(
             "irra",
             root,

@@ -141,7 +141,7 @@ def test_best_is_what_the_chosen_split_says(
     split: str, expected: list[str], tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     saved: list[str] = []
-    monkeypatch.setattr("processor.trainer.save_checkpoint", lambda path, content: saved.append(path.stem))
+    monkeypatch.setattr("processor.saving.save_checkpoint", lambda path, content: saved.append(path.stem))
     module = torch.nn.Linear(1, 1)
     optimizer = torch.optim.SGD(module.parameters())
     config = irra_config(tiny, f"eval.select_on={split}")
