@@ -13,7 +13,7 @@ from datasets.text.tokenizers import TextTokenizer
 from model.build import build_task
 from model.load import load_weights
 from model.task import RetrievalTask
-from processor.evaluator import Embeddings, embed, metrics_table, warn_of_unmatched
+from processor.evaluator import Embeddings, embed, metrics_table, warn
 from processor.resume import run_config
 from utils.distributed import default_device
 from utils.errors import ConfigError, DataError
@@ -113,7 +113,7 @@ def rank(
     )
     embeddings = embed(task.encoder, loaders, device, config.train.precision)
     rankings = {"t2i": embeddings.rank_images()}
-    warn_of_unmatched(rankings["t2i"], arguments.split)
+    warn(embeddings, rankings["t2i"], arguments.split)
     if task.encoder.embeddings:
         split = embeddings.split(task.encoder.embeddings)
         rankings |= {f"t2i {name} only": alone.rank_images() for name, alone in split.items()}

@@ -19,6 +19,8 @@ from utils.logger import LOGGER, format_table, progress
 from utils.metrics import METRICS, Ranking, rank_queries, similarity_chunks
 from utils.precision import autocast
 
+COLLAPSED = 0.999  # mean cosine similarity; untrained towers stay below
+
 
 @dataclass(frozen=True)
 class Embeddings:
@@ -112,10 +114,35 @@ def metrics_table(rows: dict[str, dict[str, float]], first: str = "task") -> str
     return format_table([first, *METRICS], [[name, *(values[key] for key in METRICS)] for name, values in rows.items()])
 
 
-def warn_of_unmatched(ranking: Ranking, split: str) -> None:
-    """Log the number of queries that no metric counts."""
+def warn(embeddings: Embeddings, ranking: Ranking, split: str) -> None:
+    """Log the number of queries that no metric counts, and embeddings that are (nearly) all alike.
+
+    Args:
+        embeddings: embeddings of the split.
+        ranking: their text-to-image ranking.
+        split: name of the split.
+    """
     if ranking.num_unmatched:
         LOGGER.warning("%s: skipped %d captions whose identity is not in the gallery", split, ranking.num_unmatched)
+    for vectors, name in ((embeddings.gallery, "images"), (embeddings.query, "captions")):
+        zero = int((vectors.norm(dim=1) < 0.5).sum())  # normalisation leaves zero vectors as they are
+        cosine = mean_cosine(vectors)
+        if zero or cosine > COLLAPSED:
+            LOGGER.warning(
+                "%s: collapsed model: the mean cosine similarity of two %s is %.4f, and %d of %d embeddings are "
+                "zero, so these metrics are those of ties and rounding; check the weights, or lower solver.lr",
+                *(split, name, cosine, zero, len(vectors)),
+            )
+
+
+def mean_cosine(vectors: Tensor) -> float:
+    """Mean cosine similarity over all pairs of different rows.
+
+    Args:
+        vectors: unit vectors (N, D), N of at least 2; one row alone gives 0.
+    """
+    total, rows = vectors.double().sum(dim=0), len(vectors)
+    return float((total @ total - vectors.double().square().sum()) / max(1, rows * (rows - 1)))
 
 
 def _rank(query: Tensor, gallery: Tensor, query_pids: Tensor, gallery_pids: Tensor) -> Ranking:

@@ -17,7 +17,7 @@ from datasets.loaders import EvalLoaders, TrainLoader
 from model.encoders import Encoder
 from model.task import RetrievalTask
 from processor.clean_pairs import before_epoch
-from processor.evaluator import embed, metrics_table, warn_of_unmatched
+from processor.evaluator import embed, metrics_table, warn
 from processor.gradient_cache import backward
 from processor.meters import Meters, NaNCheck
 from processor.reporting import EMA, SELECTED_BY, best_record, result_table
@@ -203,10 +203,11 @@ class Trainer:
         for suffix, encoder in encoders:
             assert isinstance(encoder, Encoder)
             for split, loaders in self.evaluation.items():
-                ranking = embed(encoder, loaders, self.device, self.config.train.precision).rank_images()
+                embeddings = embed(encoder, loaders, self.device, self.config.train.precision)
+                ranking = embeddings.rank_images()
                 results[split + suffix] = ranking.summary()
                 if not suffix:
-                    warn_of_unmatched(ranking, split)
+                    warn(embeddings, ranking, split)
         table = metrics_table({f"t2i {split}": values for split, values in results.items()})
         LOGGER.info("Validation Results - Epoch: %d (%.1f s)\n%s", epoch, time.perf_counter() - start, table)
         return results

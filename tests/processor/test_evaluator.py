@@ -14,6 +14,7 @@ from datasets.loaders import build_eval_loaders, data_tokenizer
 from datasets.pairs import pairs_of
 from model.build import build_encoder, build_task
 from model.load import load_weights
+from processor import evaluator
 from processor.evaluator import Embeddings, embed
 from tests.helpers.configs import config_of, irra_config
 from tests.helpers.processes import together
@@ -58,6 +59,26 @@ def test_embeddings_can_be_ranked_apart() -> None:
     for place, part in enumerate(split.values()):
         torch.testing.assert_close(part.gallery, parts[0][place])
         torch.testing.assert_close(part.query, parts[1][place])
+
+
+@pytest.mark.parametrize("kind", ["alike", "nearly alike", "zero", "fine"])
+def test_collapsed_embeddings_are_said_with_their_numbers(kind: str, monkeypatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(evaluator.LOGGER, "warning", lambda message, *values: said.append(message % values))
+    draw = torch.randn(40, 8, generator=torch.Generator().manual_seed(0))
+    rows = {"alike": torch.ones(40, 8), "nearly alike": 1 + 1e-3 * draw, "zero": 0 * draw, "fine": 1 + draw}[kind]
+    records = [Record(f"{pid}.jpg", pid, pid, ("a person",), "test") for pid in range(40)]
+    embeddings = Embeddings(F.normalize(rows), F.normalize(1 + draw), records, pairs_of(records))
+    evaluator.warn(embeddings, embeddings.rank_images(), "test")
+    expected = {"alike": "1.0000, and 0 of", "nearly alike": "1.0000, and 0 of", "zero": "0.0000, and 40 of"}
+    assert [expected[kind] in line for line in said] == ([] if kind == "fine" else [True])
+
+
+def test_the_mean_cosine_is_that_of_all_pairs() -> None:
+    vectors = F.normalize(torch.randn(5, 3, generator=torch.Generator().manual_seed(0)))
+    pairs = [float(vectors[a] @ vectors[b]) for a in range(5) for b in range(5) if a != b]
+    assert evaluator.mean_cosine(vectors) == pytest.approx(sum(pairs) / len(pairs), abs=1e-6)
+    assert evaluator.mean_cosine(vectors[:1]) == 0
 
 
 # --- several processes ------------------------------------------------------------------------------------------------
