@@ -18,6 +18,7 @@ from processor.resume import run_config
 from utils.distributed import default_device
 from utils.errors import ConfigError, DataError
 from utils.exit import exit_on_user_error
+from utils.launcher import one_process
 from utils.logger import LOGGER, start_logging
 from utils.metrics import Ranking
 
@@ -39,6 +40,7 @@ def main() -> None:
     )
     arguments = parser.parse_args()
     with exit_on_user_error():
+        one_process("test.py")
         start_logging()
         evaluate(arguments)
 

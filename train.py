@@ -28,6 +28,7 @@ from utils.config import to_yaml
 from utils.distributed import describe_device, end_processes, first_alone, rank, start_processes
 from utils.errors import ConfigError, DataError
 from utils.exit import exit_on_user_error
+from utils.launcher import adopt_launcher
 from utils.logger import LOGGER
 from utils.paths import in_full
 from utils.seed import seed_everything, seed_process
@@ -56,6 +57,7 @@ def main() -> None:
     )
     arguments = parser.parse_args()
     with exit_on_user_error():
+        adopt_launcher()
         if arguments.help_config is not None:
             print(config_help(arguments.help_config))
         elif arguments.resume:
@@ -105,7 +107,7 @@ def train(config: Config, run: Path | None = None, *, resumption: Resumption | N
     """
     distils = needs_teacher(config)  # before anything takes time
     seed_everything(config.train.seed)
-    device = start_processes()
+    device = start_processes(config.train.timeout)
     with first_alone():  # the first use renders the synthetic data set
         annotations = load_annotations(config.data.dataset, config.data.root, val_ids=config.carved_val_ids)
     if config.eval.select_on == "val" and not annotations.val:

@@ -58,6 +58,7 @@ class DataConfig:
     workers: int | None = option(
         None, ge=0, help="data loading workers; null: one per core, at most 8 per process", resumable=True
     )
+    timeout: int = option(300, ge=1, help="seconds to wait for a batch before the run is ended", resumable=True)
 
 
 @dataclass(frozen=True)
@@ -122,6 +123,7 @@ class TrainConfig:
     save_precision: Literal["fp32", "bf16", "fp16"] = option(
         "fp32", help="precision of the weights in best.pt and those of every epoch; last.pt is exact", resumable=True
     )
+    timeout: int = option(600, ge=1, help="seconds to wait for another process before the run is ended", resumable=True)
     output: str = option("runs", help="parent folder of run folders", resumable=True)
     trackers: list[Any] = option(["tensorboard"], help="trackers: names, or {name: options}", resumable=True)
 

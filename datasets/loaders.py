@@ -134,6 +134,7 @@ def build_train_loader(
             collate_fn=Collate(fields, full_text=full_text),
             pin_memory=pin_memory,
             persistent_workers=workers > 0,
+            timeout=config.timeout if workers else 0,
             generator=torch.Generator(),  # otherwise the loader draws from the model's generator
         )
 
@@ -155,7 +156,7 @@ def build_eval_loaders(
     skip = config.on_bad_image == "skip"
     gallery = GalleryImages(local, build_transform(config, train=False), skip_bad_images=skip)
     return EvalLoaders(
-        eval_loader(gallery, batch_size, pin_memory=pin_memory, workers=num_workers(config)),
+        eval_loader(gallery, batch_size, pin_memory=pin_memory, workers=num_workers(config), timeout=config.timeout),
         eval_loader(QueryCaptions(local, tokenizer), batch_size, pin_memory=pin_memory),
         gallery.images,
         records,
@@ -163,15 +164,16 @@ def build_eval_loaders(
 
 
 def eval_loader(
-    dataset: Dataset[Batch], batch_size: int, *, pin_memory: bool = False, workers: int = 0
+    dataset: Dataset[Batch], batch_size: int, *, pin_memory: bool = False, workers: int = 0, timeout: float = 0
 ) -> DataLoader[Batch]:
-    """Batches of a data set in order, without random draws."""
+    """Batches of a data set in order, without random draws; `timeout` is in seconds and needs workers."""
     return DataLoader(
         dataset,
         batch_size,
         num_workers=workers,
         collate_fn=Collate(),
         pin_memory=pin_memory,
+        timeout=timeout if workers else 0,
         generator=torch.Generator(),  # otherwise the loader draws from the model's generator
     )
 

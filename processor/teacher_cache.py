@@ -36,7 +36,7 @@ def fill_cache(teacher: CachedTeacher, pairs: TrainPairs, config: Config, device
     records = list({pair.record.image_path: pair.record for pair in pairs.pairs}.values())  # each image once
     images, captions = shard_sizes(len(records)), shard_sizes(len(pairs))
     local = GalleryImages(records[local_slice(images)], build_transform(config.data, train=False))
-    loader = eval_loader(local, config.eval.batch_size, workers=num_workers(config.data))
+    loader = eval_loader(local, config.eval.batch_size, workers=num_workers(config.data), timeout=config.data.timeout)
     texts = [pair.caption for pair in pairs.pairs[local_slice(captions)]]
     image_rows, caption_rows = [], []
     with autocast(device, config.train.precision):

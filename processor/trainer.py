@@ -29,6 +29,7 @@ from utils.config import to_yaml
 from utils.distributed import average_gradients, gather_objects, peak_memory, rank, world_size
 from utils.logger import LOGGER, append_json_line, progress
 from utils.seed import random_state, set_random_state
+from utils.watchdog import Watchdog
 
 
 class Trainer:
@@ -77,7 +78,8 @@ class Trainer:
         """
         trackers = [] if rank() else build_trackers(self.config.train.trackers, self.run, self.epoch)
         try:
-            self._fit(trackers)
+            with Watchdog():
+                self._fit(trackers)
         finally:
             for tracker in trackers:
                 tracker.close()

@@ -1,8 +1,10 @@
 """Devices and processes. No other file names a device; only this one and utils/sharding.py communicate."""
 
 import contextlib
+import datetime
 import os
 import resource
+import signal
 import sys
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -17,19 +19,29 @@ from utils.errors import ConfigError
 BUCKET = 2**22  # numbers per message when gradients are averaged
 
 
-def start_processes() -> torch.device:
-    """Join the process group that `torchrun` describes, if any; returns this process's device."""
+def start_processes(timeout: float = 600) -> torch.device:
+    """Join the process group that `torchrun` describes, if any; returns this process's device.
+
+    Args:
+        timeout: seconds to wait for other processes, at the start and later.
+    """
     device = default_device()
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a handler in Python would wait for collectives to return
         if device.type == "cuda":
-            device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-            if local_processes() > torch.cuda.device_count():
+            visible = torch.cuda.device_count()
+            alone = (
+                visible == 1 and "SLURM_PROCID" in os.environ
+            )  # srun --gpus-per-task=1 shows each process its GPU only
+            device = torch.device("cuda", 0 if alone else int(os.environ["LOCAL_RANK"]))
+            if local_processes() > visible and not alone:
                 raise ConfigError(
-                    f"torchrun --nproc_per_node: this machine has {torch.cuda.device_count()} GPUs, "
+                    f"torchrun --nproc_per_node: this machine has {visible} GPUs, "
                     f"got {local_processes()} processes; start one process per GPU"
                 )
             torch.cuda.set_device(device)
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, timeout=datetime.timedelta(seconds=timeout))
     return device
 
 

@@ -14,6 +14,7 @@ import torch
 
 from utils.distributed import env_rank, world_size
 from utils.errors import UserError
+from utils.watchdog import workers
 
 OTHERS_WAIT = 5  # seconds that other processes than the first wait before they print their error
 DISK_FAULTS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
@@ -49,20 +50,16 @@ class Terminated(BaseException):
 
 
 def end_on_sigterm() -> None:
-    """Raise `Terminated` on SIGTERM, in a process without others.
+    """Raise `Terminated` on SIGTERM, until `start_processes` finds that this process has others to wait for."""
+    program = os.getpid()
 
-    Several processes keep the default: one that waits for another would not notice the exception.
-    """
-    alone = int(os.environ.get("WORLD_SIZE", "1")) == 1
-    if alone and threading.current_thread() is threading.main_thread():
-        program = os.getpid()
+    def end(number: int, frame: FrameType | None) -> None:
+        if os.getpid() != program:  # a forked data loading worker
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+        raise Terminated("terminated (SIGTERM)")
 
-        def end(number: int, frame: FrameType | None) -> None:
-            if os.getpid() != program:  # a forked data loading worker
-                signal.signal(number, signal.SIG_DFL)
-                os.kill(os.getpid(), number)
-            raise Terminated("terminated (SIGTERM)")
-
+    if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, end)
 
 
@@ -86,6 +83,14 @@ def machine_fault(error: Exception) -> str | None:
             f"a data loading worker died, perhaps for lack of memory ({text}); use fewer workers, for instance "
             "--set data.workers=1"
         )
+    if isinstance(error, RuntimeError) and text.startswith("DataLoader timed out"):
+        states = "; ".join(f"{who}: {problem or 'at work'}" for who, problem in workers())
+        return (
+            f"no batch for data.timeout seconds ({states}); look for a slow or dead disk, raise data.timeout, or set "
+            "data.workers=0 to see the file that hangs"
+        )
+    if isinstance(error, RuntimeError) and world_size() > 1 and ("Timed out" in text or "timed out" in text):
+        return f"another process did not answer for train.timeout seconds ({text}); see the warnings above"
     if isinstance(error, RuntimeError) and world_size() > 1 and ("closed by peer" in text or "reset by peer" in text):
         return "another process ended, see its message; resume from the last checkpoint with train.py --resume RUN"
     return None

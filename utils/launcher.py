@@ -1,0 +1,80 @@
+"""Process layout from the launcher: torchrun's variables, or those that srun sets in their place."""
+
+import os
+import re
+from collections.abc import MutableMapping
+
+from utils.errors import ConfigError
+
+FIRST_PORT, NUM_PORTS = 20_000, 20_000  # of the rendezvous of a SLURM job, chosen by its number
+OF_MPI = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")
+
+
+def adopt_launcher(environment: MutableMapping[str, str] = os.environ) -> None:
+    """Set torchrun's variables from those of srun, if srun started several processes without torchrun.
+
+    Raises:
+        ConfigError: a launcher that is not supported started several processes, which would all train the same.
+    """
+    if "RANK" in environment:
+        return
+    if (tasks := _number(environment, "SLURM_STEP_NUM_TASKS")) > 1:
+        try:
+            environment.update(_of_slurm(environment, tasks))
+        except (KeyError, ValueError, IndexError) as error:
+            raise ConfigError(
+                f"srun: started {tasks} processes, but SLURM's variables do not give their layout ({error!r}); use "
+                "srun --ntasks-per-node=1 with torchrun"
+            ) from None
+        return
+    for name in OF_MPI:
+        if (tasks := _number(environment, name)) > 1:
+            raise ConfigError(
+                f"{name}: started {tasks} processes by mpirun, which would all train the same; use torchrun "
+                f"--nproc_per_node={tasks}, or srun"
+            )
+
+
+def one_process(program: str) -> None:
+    """Raise `ConfigError` if a launcher started several processes of a program that runs in one."""
+    adopt_launcher()
+    if (processes := _number(os.environ, "WORLD_SIZE")) > 1:
+        raise ConfigError(f"{program}: runs in one process, got {processes}; start it without torchrun or srun")
+
+
+def _of_slurm(environment: MutableMapping[str, str], tasks: int) -> dict[str, str]:
+    node = int(environment["SLURM_NODEID"])
+    nodes = environment.get("SLURM_STEP_NODELIST") or environment["SLURM_NODELIST"]
+    port = FIRST_PORT + int(environment["SLURM_JOB_ID"]) % NUM_PORTS
+    return {
+        "RANK": str(int(environment["SLURM_PROCID"])),
+        "LOCAL_RANK": str(int(environment["SLURM_LOCALID"])),
+        "WORLD_SIZE": str(tasks),
+        "LOCAL_WORLD_SIZE": str(tasks_per_node(environment["SLURM_STEP_TASKS_PER_NODE"])[node]),
+        "MASTER_ADDR": environment.get("MASTER_ADDR", first_host(nodes)),
+        "MASTER_PORT": environment.get("MASTER_PORT", str(port)),
+    }
+
+
+def tasks_per_node(text: str) -> list[int]:
+    """Processes on each node from SLURM's notation, such as `2(x3),1` for 2, 2, 2, 1."""
+    counts: list[int] = []
+    for group in text.split(","):
+        match = re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", group)
+        if match is None:
+            raise ValueError(text)
+        counts += [int(match[1])] * int(match[2] or 1)
+    return counts
+
+
+def first_host(nodes: str) -> str:
+    """First host of SLURM's notation, such as `gpu07` of `gpu[07-09,12],login1`."""
+    match = re.match(r"([^,\[]+)(?:\[([^\],-]+)[^\]]*\])?([^,]*)", nodes)
+    if match is None:
+        raise ValueError(nodes)
+    return "".join(group or "" for group in match.groups())
+
+
+def _number(environment: MutableMapping[str, str], name: str) -> int:
+    value = environment.get(name, "")
+    return int(value) if value.isdigit() else 0
