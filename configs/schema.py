@@ -4,7 +4,6 @@ Components that are chosen by name (the encoder under `model`, entries of `losse
 trackers) are not listed here: the constructor is their schema. `train.py --help-config` prints both.
 """
 
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from configs.legacy import upgrade
 from utils.config import load_layers, typed
 from utils.errors import ConfigError
 from utils.options import option
+from utils.patterns import check_pattern
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -193,8 +193,5 @@ def checked(config: Config) -> Config:
     if init.path is None and init.skip:
         raise ConfigError("init.skip: names tensors of init.path, which is null; set init.path")
     for pattern in init.skip:
-        try:
-            re.compile(pattern)
-        except re.error as error:
-            raise ConfigError(f"init.skip: must be a regular expression, got '{pattern}' ({error})") from None
+        check_pattern(pattern, "init.skip")
     return config

@@ -1,6 +1,5 @@
 """Loading of weights into a task, entirely or not at all, with a report."""
 
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ from model.encoders import ENCODERS
 from model.task import RetrievalTask
 from utils.errors import CheckpointError, ConfigError
 from utils.logger import format_table
+from utils.patterns import matches
 
 CLASSIFIER = "objectives.id.classifier."  # has one row per training identity
 
@@ -83,8 +83,8 @@ def load_weights(
     except (RuntimeError, ValueError, IndexError) as error:
         raise CheckpointError(f"{path}: not of format {format} ({error})") from None
     for pattern in skip:
-        matched = [name for name in converted if re.search(pattern, name)]
-        if not matched and not any(re.search(pattern, name) for name in report.skipped):
+        matched = [name for name in converted if matches(pattern, name, "init.skip")]
+        if not matched and not any(matches(pattern, name, "init.skip") for name in report.skipped):
             raise ConfigError(f"init.skip: must match a tensor of {path}, got '{pattern}', which matches none")
         report.skipped += matched
         converted = {name: value for name, value in converted.items() if name not in matched}

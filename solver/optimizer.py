@@ -1,6 +1,5 @@
 """Optimizer with few parameter groups, from regex rules."""
 
-import re
 from collections.abc import Callable, Iterable, Sequence
 
 import torch
@@ -8,15 +7,15 @@ from torch.nn import Parameter
 from torch.optim import Optimizer
 
 from configs.schema import Rule, SolverConfig
-from utils.errors import ConfigError
 from utils.options import check_bounds
+from utils.patterns import check_pattern, matches
 
 
 def parameter_settings(name: str, rules: Sequence[Rule], weight_decay: float) -> tuple[float, float]:
     """(learning-rate multiplier, weight decay) of a parameter: later rules win, key by key."""
     lr_mult = 1.0
-    for rule in rules:
-        if re.search(rule.match, name):
+    for number, rule in enumerate(rules):
+        if matches(rule.match, name, f"solver.rules[{number}].match"):
             lr_mult = lr_mult if rule.lr_mult is None else rule.lr_mult
             weight_decay = weight_decay if rule.weight_decay is None else rule.weight_decay
     return lr_mult, weight_decay
@@ -32,7 +31,8 @@ def build_optimizer(config: SolverConfig, named_parameters: Iterable[tuple[str, 
     """
     check_bounds(config, "solver")
     named = [(name, parameter) for name, parameter in named_parameters if parameter.requires_grad]
-    _check_rules(config.rules)
+    for number, rule in enumerate(config.rules):
+        check_pattern(rule.match, f"solver.rules[{number}].match")
     groups: dict[tuple[float, float], list[Parameter]] = {}
     for name, parameter in named:
         groups.setdefault(parameter_settings(name, config.rules, config.weight_decay), []).append(parameter)
@@ -55,13 +55,3 @@ def set_lr(optimizer: Optimizer, schedule: Callable[[float], float]) -> None:
     """
     for group in optimizer.param_groups:
         group["lr"] = schedule(group["base_lr"])
-
-
-def _check_rules(rules: Sequence[Rule]) -> None:
-    for number, rule in enumerate(rules):
-        try:
-            re.compile(rule.match)
-        except re.error as error:
-            raise ConfigError(
-                f"solver.rules[{number}].match: must be a regular expression, got '{rule.match}' ({error})"
-            ) from None
