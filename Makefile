@@ -7,8 +7,10 @@ SHELL := /bin/bash
 
 .PHONY: demo test lint clean
 
+# A second `make demo` resumes an interrupted one, and otherwise prints its table again.
 demo: .venv/installed
-	$(BIN)/python train.py --config configs/synthetic.yaml
+	if test -d runs/demo; then $(BIN)/python train.py --resume runs/demo; \
+	else $(BIN)/python train.py --config configs/synthetic.yaml --run runs/demo; fi
 
 test: lint
 	$(BIN)/python -m pytest -m alone

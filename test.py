@@ -14,7 +14,7 @@ from model.build import build_task
 from model.load import load_weights
 from model.task import RetrievalTask
 from processor.evaluator import Embeddings, embed, metrics_table, warn
-from processor.resume import run_config
+from processor.run_folder import run_config
 from utils.distributed import default_device
 from utils.errors import ConfigError, DataError
 from utils.exit import exit_on_user_error

@@ -2,26 +2,24 @@
 
 import contextlib
 import json
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from configs.schema import Config, load_config, parse_config
+from configs.schema import Config, parse_config
 from model.encoders import ENCODERS
 from processor.resolve import resolve
-from processor.run_folder import began
+from processor.run_folder import began, run_config
 from processor.trainer import Trainer
 from solver.schedule import lr_at
 from utils.checkpoint import load_checkpoint, load_state
 from utils.config import leaves, to_plain, to_yaml
-from utils.distributed import env_rank, rank
+from utils.distributed import rank
 from utils.errors import CheckpointError, ConfigError
 from utils.files import write_text
 from utils.logger import LOGGER
 from utils.options import option_of, schema_of, walk
-from utils.paths import in_full
 
 
 @dataclass(frozen=True)
@@ -32,41 +30,6 @@ class Resumption:
     content: Mapping[str, Any]  # of last.pt; empty if the run ended before its first checkpoint
     notes: list[str]  # remarks for the log
     force: bool  # allow changes that make another experiment
-
-
-def run_config(run: Path, overrides: list[str]) -> Config:
-    """The config of a run folder with overrides applied.
-
-    Raises:
-        ConfigError: it is not a run folder, or its config is damaged and there is no checkpoint with a copy.
-    """
-    path = run / "config.yaml"
-    if not run.is_dir() or not (path.exists() or began(run)):
-        raise ConfigError(f"{in_full(run)}: not a run folder (it has no config.yaml)")
-    try:
-        resolve(load_config(path))
-    except ConfigError as error:
-        text = _config_of_checkpoint(run)
-        if text is None:
-            raise
-        if env_rank() == 0:
-            LOGGER.warning("%s; using the config inside the checkpoint", error)
-        with tempfile.TemporaryDirectory() as folder:
-            copy = Path(folder) / path.name
-            copy.write_text(text, encoding="utf-8")
-            return load_config(copy, overrides)
-    return load_config(path, overrides)
-
-
-def _config_of_checkpoint(run: Path) -> str | None:
-    """Config as YAML text from an intact checkpoint of the run."""
-    for name in ("last.pt", "best.pt"):
-        with contextlib.suppress(CheckpointError, ConfigError):
-            text = load_checkpoint(run / name).get("config")
-            if isinstance(text, str):
-                parse_config(text)
-                return text
-    return None
 
 
 def prepare(run: Path, overrides: list[str], *, force: bool) -> Resumption:

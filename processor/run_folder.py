@@ -1,26 +1,32 @@
-"""The folder of a run: creation, its one writer, the hashes of what it is trained on, advice after an interruption."""
+"""The folder of a run: creation, its one writer, its config and records, advice after an interruption."""
 
 import contextlib
 import hashlib
 import itertools
+import json
 import shlex
 import shutil
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from configs.schema import Config
+from configs.schema import Config, load_config, parse_config
 from datasets.annotations import Annotations
 from datasets.noise import Index
+from processor.resolve import resolve
 from processor.trainer import Trainer
+from utils.checkpoint import load_checkpoint
 from utils.config import to_yaml
 from utils.distributed import env_rank, local_processes, rank, world_size
-from utils.errors import ConfigError
+from utils.errors import CheckpointError, ConfigError, DataError
 from utils.files import locked, write_text
 from utils.integrity import file_hash
 from utils.logger import LOGGER, start_logging
+from utils.paths import in_full
 
 
 def one_writer(run: Path) -> contextlib.AbstractContextManager[None]:
@@ -97,6 +103,57 @@ def input_hashes(config: Config, annotations: Annotations, noise: Index | None) 
 def began(run: Path) -> bool:
     """True if a run folder has results or checkpoints, so that starting it from the beginning would lose work."""
     return any((run / name).exists() for name in ("last.pt", "best.pt", "best_ema.pt", "metrics.jsonl"))
+
+
+def run_config(run: Path, overrides: list[str]) -> Config:
+    """The config of a run folder with overrides applied.
+
+    Raises:
+        ConfigError: it is not a run folder, or its config is damaged and there is no checkpoint with a copy.
+    """
+    path = run / "config.yaml"
+    if not run.is_dir() or not (path.exists() or began(run)):
+        raise ConfigError(f"{in_full(run)}: not a run folder (it has no config.yaml)")
+    try:
+        resolve(load_config(path))
+    except ConfigError as error:
+        text = _config_of_checkpoint(run)
+        if text is None:
+            raise
+        if env_rank() == 0:
+            LOGGER.warning("%s; using the config inside the checkpoint", error)
+        with tempfile.TemporaryDirectory() as folder:
+            copy = Path(folder) / path.name
+            copy.write_text(text, encoding="utf-8")
+            return load_config(copy, overrides)
+    return load_config(path, overrides)
+
+
+def _config_of_checkpoint(run: Path) -> str | None:
+    """Config as YAML text from an intact checkpoint of the run."""
+    for name in ("last.pt", "best.pt"):
+        with contextlib.suppress(CheckpointError, ConfigError):
+            text = load_checkpoint(run / name).get("config")
+            if isinstance(text, str):
+                parse_config(text)
+                return text
+    return None
+
+
+def finished(folder: Path) -> bool:
+    """True if a run folder holds all epochs of its config."""
+    if not (folder / "metrics.jsonl").is_file():
+        return False
+    return len(records(folder)) == run_config(folder, []).train.epochs
+
+
+def records(folder: Path) -> list[dict[str, Any]]:
+    """The records of a run's epochs; raises `DataError` if metrics.jsonl is damaged."""
+    path = folder / "metrics.jsonl"
+    try:
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    except ValueError as error:
+        raise DataError(f"{path}: damaged ({error}); restore it with python train.py --resume {folder}") from None
 
 
 def resume_command(run: Path) -> str:

@@ -42,13 +42,14 @@ class RunCheckpoints:
         record, split, keep = history[-1], self.config.eval.select_on, self.config.train.keep
         if rank() or keep == "last":
             return
-        content = self._content(record) | {"model": self._in_precision(weights)}
+        precision = self.config.train.save_precision
+        content = self._content(record) | {"model": in_precision(weights, precision)}
         if keep == "all":
             save_checkpoint(self.run / f"epoch_{record['epoch']:03}.pt", content)
         if record is best_record(history, split):
             save_checkpoint(self.run / "best.pt", content)
         if averaged is not None and record is best_record(history, split + EMA):
-            save_checkpoint(self.run / "best_ema.pt", content | {"model": self._in_precision(averaged)})
+            save_checkpoint(self.run / "best_ema.pt", content | {"model": in_precision(averaged, precision)})
 
     def save_last(self, record: Mapping[str, Any], weights: Weights, training: Mapping[str, Any]) -> None:
         """Write `last.pt`.
@@ -82,11 +83,12 @@ class RunCheckpoints:
             "metrics": dict(record),
         }
 
-    def _in_precision(self, weights: Weights) -> dict[str, Tensor]:
-        """The weights in `train.save_precision`; a tensor that would overflow stays as it is."""
-        dtype = DTYPES[self.config.train.save_precision]
-        cast = {name: value.to(dtype) if value.is_floating_point() else value for name, value in weights.items()}
-        return {name: value if value.isfinite().all() else weights[name] for name, value in cast.items()}
+
+def in_precision(weights: Weights, precision: str) -> dict[str, Tensor]:
+    """The weights in a precision of `DTYPES`; a tensor that would overflow stays as it is."""
+    dtype = DTYPES[precision]
+    cast = {name: value.to(dtype) if value.is_floating_point() else value for name, value in weights.items()}
+    return {name: value if value.isfinite().all() else weights[name] for name, value in cast.items()}
 
 
 def floating(value: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:

@@ -1,7 +1,6 @@
 """Run an ablation from one YAML: train its rows at several seeds, then print a table of Best and Last."""
 
 import argparse
-import json
 import statistics
 import subprocess
 import sys
@@ -13,7 +12,8 @@ from typing import Any
 from configs.schema import load_config
 from processor.reporting import best_record
 from processor.resolve import resolve
-from processor.resume import other_settings, run_config
+from processor.resume import other_settings
+from processor.run_folder import finished, records, run_config
 from utils.config import load_layers, typed
 from utils.errors import ConfigError, DataError
 from utils.exit import exit_on_user_error
@@ -121,22 +121,6 @@ def train(run: Run, *, resume: bool) -> None:
             raise ConfigError(f"{run.folder}: unfinished run; wait for it if it is still running, or add --resume")
     if subprocess.run([sys.executable, *command]).returncode != 0:
         raise ConfigError(f"training failed, see above: python {' '.join(command)}")
-
-
-def finished(folder: Path) -> bool:
-    """True if a run folder holds all epochs of its config."""
-    if not (folder / "metrics.jsonl").is_file():
-        return False
-    return len(records(folder)) == run_config(folder, []).train.epochs
-
-
-def records(folder: Path) -> list[dict[str, Any]]:
-    """The records of a run's epochs; raises `DataError` if metrics.jsonl is damaged."""
-    path = folder / "metrics.jsonl"
-    try:
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    except ValueError as error:
-        raise DataError(f"{path}: damaged ({error}); restore it with python train.py --resume {folder}") from None
 
 
 def table(runs: list[Run]) -> str:

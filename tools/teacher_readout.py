@@ -17,7 +17,7 @@ from model.build import build_task
 from model.load import load_weights
 from model.teacher import CachedTeacher, Teacher
 from processor.evaluator import metrics_table
-from processor.resume import run_config
+from processor.run_folder import run_config
 from processor.teacher_cache import fill_cache
 from utils.batch import to_device
 from utils.distributed import default_device
