@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from datasets.annotations import SPLITS, Annotations, Record, Source, count_split, read_record
+from datasets.images import MISSING, Header
 from datasets.text.tokenizers import build_tokenizer
 from utils.batch import end_of_text
 from utils.errors import ConfigError, DataError
@@ -15,7 +16,6 @@ from utils.errors import ConfigError, DataError
 LEVELS = ("error", "warning", "note")
 MAX_EXAMPLES, MAX_LETTERS = 5, 160
 COUNTED_TOKENS = 4096  # text length at which tokens are counted, so that captions are not cut
-MISSING = "no such image"
 
 Counts = tuple[int, int, int]  # identities, images, captions
 OFFICIAL: dict[str, dict[str, Counts]] = {  # as in IRRA's training logs
@@ -38,8 +38,9 @@ class Finding:
 
 
 class Look(NamedTuple):
-    """Result of reading an image: digest of the file if it was read in full, and its fault."""
+    """Result of reading an image: its header, digest of the file if it was read in full, and its fault."""
 
+    header: Header | None = None
     digest: bytes | None = None
     fault: str | None = None
 
@@ -138,6 +139,19 @@ def unreadable_findings(looks: Mapping[str, Look]) -> Iterator[Finding]:
     yield from found("error", "missing_image", "missing images (data.on_bad_image=skip replaces them)", missing)
     damaged = [f"{path}: {look.fault}" for path, look in looks.items() if look.fault not in (None, MISSING)]
     yield from found("error", "unreadable_image", "unreadable images (data.on_bad_image=skip replaces them)", damaged)
+
+
+def odd_image_findings(looks: Mapping[str, Look]) -> Iterator[Finding]:
+    """Images that training does not use as they are stored: other modes than RGB, transparency, orientation."""
+    headers = {path: look.header for path, look in looks.items() if look.header}
+    for mode in sorted({header.mode for header in headers.values()} - {"RGB"}):
+        paths = [path for path, header in headers.items() if header.mode == mode]
+        yield from found("note", f"image_mode_{mode}", f"images of mode {mode}, converted to 8-bit RGB", paths)
+    transparent = [path for path, header in headers.items() if header.transparent]
+    yield from found("note", "transparency", "images with transparency, laid over white", transparent)
+    for turn in sorted({header.orientation for header in headers.values()} - {1}):
+        paths = [path for path, header in headers.items() if header.orientation == turn]
+        yield from found("note", f"orientation_{turn}", f"images of EXIF orientation {turn}, turned upright", paths)
 
 
 def duplicate_findings(records: Iterable[Record], looks: Mapping[str, Look]) -> Iterator[Finding]:
