@@ -140,8 +140,8 @@ def test_every_planted_fault_is_found(run, tmp_path: Path) -> None:
     assert all("tokens: imgs/t2.png: " in example and len(example) <= 160 for example in long[2])
     assert "xxx" in long[2][0]  # the longest caption comes first
     splits = content["cuhk_pedes"]["splits"]
-    assert [splits["train"][name] for name in ("ids", "images", "captions")] == [3, 10, 20]
-    assert splits["train"]["captions_per_image"] == [1, 3] and splits["train"]["images_per_id"] == [2, 5]
+    assert [splits["train"][name] for name in ("ids", "images", "captions")] == [3, 9, 20]
+    assert splits["train"]["captions_per_image"] == [2, 3] and splits["train"]["images_per_id"] == [2, 5]
     assert splits["train"]["official"] == list(OFFICIAL["cuhk_pedes"]["train"])
     assert [split["r1_ceiling"] for split in splits.values()] == [None, pytest.approx(100 * 5 / 6), 100]
     for finding in content["cuhk_pedes"]["findings"]:  # printed as in the JSON, followed by its examples
@@ -242,11 +242,23 @@ def test_an_image_annotated_twice_is_read_once_and_its_owners_are_compared(run, 
     look_at = check_dataset.look_at
     monkeypatch.setattr(check_dataset, "look_at", lambda *a, **k: read.append(a[1]) or look_at(*a, **k))
     for option in ([], ["--headers-only"]):
-        found = kinds(run(*option, "cuhk_pedes")[2])
+        status, _, content = run(*option, "cuhk_pedes")
+        found = kinds(content)
+        assert status == 1 and found["torn_image"] == (ERROR, 1, ["imgs/train/0_0.png (id 0 in train, id 0 in test)"])
         assert found["repeated_path"] == (NOTE, 1, ["imgs/train/0_0.png (2 times)"])
         assert found["image_in_splits"] == (WARNING, 1, ["imgs/train/0_0.png (train, test)"])
         assert "image_of_several_ids" not in found and "identical_files" not in found
     assert len(read) == 2 * len(set(read)) == 2 * 8
+
+
+def test_split_names_are_counted(run, tmp_path: Path) -> None:
+    rows = clean_rows()
+    rows[0]["split"], rows[1]["split"], rows[2]["split"] = "Train", "Train", "dev"
+    write(tmp_path / "CUHK-PEDES", "reid_raw.json", rows)
+    status, _, content = run("cuhk_pedes")
+    found = kinds(content)
+    assert status == 1 and found["misspelt_split"] == (ERROR, 1, ["'Train' (2 annotations; did you mean 'train'?)"])
+    assert found["other_split"] == (WARNING, 1, ["'dev' (1 annotation)"])
 
 
 def test_the_split_less_file_is_recognised_in_one_line(run, tmp_path: Path) -> None:
