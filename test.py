@@ -9,6 +9,7 @@ from typing import Any
 from configs.schema import Config, load_config
 from datasets.annotations import Annotations, load_annotations
 from datasets.loaders import build_eval_loaders, data_tokenizer
+from datasets.presence import require_images
 from datasets.text.tokenizers import TextTokenizer
 from model.build import build_task
 from model.load import load_weights
@@ -56,6 +57,7 @@ def evaluate(arguments: argparse.Namespace) -> dict[str, dict[str, float]]:
     for annotations in chosen.values():
         if not annotations.split(arguments.split):
             raise DataError(f"{annotations.folder}: has no {arguments.split} split")
+        require_images(annotations, [arguments.split], config.data)
     trained_on = chosen.get(config.data.dataset)
     if trained_on is None and config.data.tokenizer is None:  # the tokenizer lies in that data set's folder
         trained_on = load_annotations(config.data.dataset, config.data.root)

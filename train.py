@@ -8,9 +8,10 @@ import numpy as np
 import torch
 
 from configs.schema import Config, load_config
-from datasets.annotations import ADAPTERS, Annotations, load_annotations
+from datasets.annotations import ADAPTERS, SPLITS, Annotations, load_annotations
 from datasets.loaders import EvalLoaders, TrainLoader, build_eval_loaders, build_train_loader, data_tokenizer
 from datasets.noise import Index
+from datasets.presence import require_images
 from datasets.text.levels import check_levels
 from datasets.transforms import build_transform
 from model.build import build_task, needs_teacher
@@ -115,6 +116,7 @@ def train(config: Config, run: Path | None = None, *, resumption: Resumption | N
             f"{annotations.folder}: has no val split to select on; set data.val_ids=200 to hold out 200 training "
             "identities, or eval.select_on=test as the papers do"
         )
+    require_images(annotations, SPLITS, config.data)
     resumed = resumption is not None and bool(resumption.content)
     task = build_task(config, len(annotations.train_labels), weights=not resumed, teacher=distils)
     task.to(device)

@@ -1,8 +1,10 @@
 """Annotation files -> records. Each data set has a small adapter; relabelling, pairs and checks are shared."""
 
+import difflib
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PureWindowsPath
 from typing import Any, NamedTuple
@@ -12,6 +14,7 @@ from utils.errors import DataError
 from utils.registry import Registry
 
 SPLITS = ("train", "val", "test")
+MAX_EXAMPLES = 5
 GET_IT = "get the data set from its authors (docs/data.md)"
 
 
@@ -37,6 +40,7 @@ class Annotations:
     test: list[Record]
     file: Path | None = None  # annotation file
     carved_ids: int = 0  # training identities held out as val
+    other_splits: Sequence[str] = ()  # unknown split names that count as val, with their numbers of annotations
 
     @property
     def train_labels(self) -> dict[int, int]:
@@ -55,6 +59,8 @@ class Annotations:
     def notes(self) -> list[str]:
         """Remarks about splits and labels, for the log."""
         notes = []
+        if self.other_splits:
+            notes.append(f"annotations of these splits count as val: {examples(self.other_splits)}")
         if self.carved_ids:
             notes.append(
                 f"no val split: held out {self.carved_ids} training identities (data.val_ids); with "
@@ -95,25 +101,81 @@ def load_annotations(dataset: str, root: str | Path, *, val_ids: int = 0) -> Ann
         DataError: a file or folder is missing, or an annotation is malformed.
     """
     source = ADAPTERS.get(dataset, "data.dataset")(Path(root))
-    splits: dict[str, list[Record]] = {name: [] for name in SPLITS}
-    for number in range(len(source.rows)):
-        _add(splits, read_record(source, number))
+    misspelt, others = odd_splits(source.rows)
+    if misspelt:
+        raise DataError(f"{source.file}: split must be train, val or test, got {examples(misspelt)}; correct the file")
+    records = join_rows(read_record(source, number) for number in range(len(source.rows)))
+    if torn := torn_images(records):
+        raise DataError(
+            f"{source.file}: all annotations of an image must have the same id and split, got several for {len(torn)} "
+            f"of {len({record.image_path for record in records})} images: {examples(torn)}; correct the file"
+        )
+    splits = {name: _numbered(record for record in records if record.split == name) for name in SPLITS}
     for name in ("train", "test"):
         if not splits[name]:
-            raise DataError(f"{source.file}: must have {name} images, got none")
-    annotations = Annotations(source.folder, splits["train"], splits["val"], splits["test"], file=source.file)
+            hint = f" (other splits: {examples(others)})" if others else ""
+            raise DataError(f"{source.file}: must have {name} images, got none{hint}")
+    annotations = Annotations(
+        source.folder, splits["train"], splits["val"], splits["test"], file=source.file, other_splits=others
+    )
     return carve_val(annotations, val_ids) if val_ids and not annotations.val else annotations
 
 
-def _add(splits: dict[str, list[Record]], record: Record) -> None:
-    """Append a record to its split. Neighbouring rows of an image are joined if they have attributes."""
-    records = splits[record.split]
-    last = records[-1] if records and record.attributes else None
-    if last is None or not last.attributes or (last.image_path, last.pid) != (record.image_path, record.pid):
-        records.append(replace(record, image_id=len(records)))
-    else:
-        captions, attributes = last.captions + record.captions, last.attributes + record.attributes
-        records[-1] = replace(last, captions=captions, attributes=attributes)
+def odd_splits(rows: Iterable[Any]) -> tuple[list[str], list[str]]:
+    """Misspelt split names with their meaning, and other unknown ones; each with its number of annotations."""
+    names = Counter(row["split"] for row in rows if isinstance(row, dict) and isinstance(row.get("split"), str))
+    misspelt, others = [], []
+    for name, count in names.items():
+        if name not in SPLITS and name.strip():
+            counted = f"{name!r} ({count} annotation{'s' * (count != 1)}"
+            meant = meant_split(name)
+            misspelt += [f"{counted}; did you mean {meant!r}?)"] if meant else []
+            others += [] if meant else [f"{counted})"]
+    return misspelt, others
+
+
+def meant_split(name: str) -> str | None:
+    """The split of a misspelt name such as `Training`, `valid`, `test ` or `tset`; None for other words."""
+    word = name.strip().casefold()
+    contained = [split for split in SPLITS if split in word]
+    return next(iter(contained or difflib.get_close_matches(word, SPLITS, n=1)), None)
+
+
+def join_rows(rows: Iterable[Record]) -> list[Record]:
+    """One record per image, with the captions of all its rows, in the order of their first rows.
+
+    Rows of an image that differ in identity or split make several records; see `torn_images`.
+    """
+    same: dict[tuple[str, int, str], list[Record]] = defaultdict(list)
+    for row in rows:
+        same[row.image_path, row.pid, row.split].append(row)
+    return [rows[0] if len(rows) == 1 else _joined(rows) for rows in same.values()]
+
+
+def _joined(rows: Sequence[Record]) -> Record:
+    captions = tuple(caption for row in rows for caption in row.captions)
+    attributes: tuple[Mapping[str, str], ...] = ()
+    if any(row.attributes for row in rows):
+        attributes = tuple(phrases for row in rows for phrases in row.attributes or ({},) * len(row.captions))
+    return replace(rows[0], captions=captions, attributes=attributes)
+
+
+def torn_images(records: Iterable[Record]) -> list[str]:
+    """Images with several identities or splits, which are listed behind the path."""
+    homes: dict[str, list[str]] = defaultdict(list)
+    for record in records:
+        homes[record.image_path].append(f"id {record.pid} in {record.split}")
+    return [f"{path} ({examples(several)})" for path, several in homes.items() if len(several) > 1]
+
+
+def examples(cases: Sequence[str]) -> str:
+    """The first few of many cases, for a message."""
+    more = len(cases) - MAX_EXAMPLES
+    return ", ".join(cases[:MAX_EXAMPLES]) + (f" and {more} more" if more > 0 else "")
+
+
+def _numbered(records: Iterable[Record]) -> list[Record]:
+    return [replace(record, image_id=number) for number, record in enumerate(records)]
 
 
 def carve_val(annotations: Annotations, num_ids: int) -> Annotations:
@@ -133,9 +195,8 @@ def carve_val(annotations: Annotations, num_ids: int) -> Annotations:
             f"got {num_ids}; lower it, or set eval.select_on=test"
         )
     held_out = set(pids[:num_ids])
-    train = [record for record in annotations.train if record.pid not in held_out]
-    val = [replace(record, split="val") for record in annotations.train if record.pid in held_out]
-    train, val = ([replace(record, image_id=n) for n, record in enumerate(split)] for split in (train, val))
+    train = _numbered(record for record in annotations.train if record.pid not in held_out)
+    val = _numbered(replace(record, split="val") for record in annotations.train if record.pid in held_out)
     return replace(annotations, train=train, val=val, carved_ids=num_ids)
 
 
@@ -213,7 +274,7 @@ def read_record(source: Source, number: int) -> Record:
     if not isinstance(name, str) or not name:
         raise DataError(f"{where}: {path_field} must be the path of an image below imgs/, got {name!r}")
     where += f" ({name})"
-    if not isinstance(split, str):
+    if not isinstance(split, str) or not split.strip():
         raise DataError(f"{where}: split must be train, val or test, got {split!r}")
     if not isinstance(pid, int) or isinstance(pid, bool) or pid.bit_length() > 63:
         raise DataError(f"{where}: id must be a 64-bit integer, got {pid!r}")

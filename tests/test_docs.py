@@ -28,7 +28,7 @@ from processor.trackers import TRACKERS, build_trackers
 from solver.schedule import SCHEDULES, lr_at
 from tests.helpers.configs import ROOT, TINY
 from tests.helpers.tasks import tiny_batch, tiny_task
-from tools import ablate, check_dataset, sample_sheet, teacher_readout
+from tools import ablate, check_dataset, sample_sheet, teacher_readout, trim_runs
 from utils.registry import Registry
 from utils.version import VERSION
 
@@ -153,6 +153,7 @@ def parse(monkeypatch: pytest.MonkeyPatch) -> Any:
         "tools.check_dataset": check_dataset.main,
         "tools.sample_sheet": sample_sheet.main,
         "tools.teacher_readout": teacher_readout.main,
+        "tools.trim_runs": trim_runs.main,
     }
 
     def parsed(words: list[str]) -> argparse.Namespace | None:

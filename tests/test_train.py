@@ -167,19 +167,34 @@ def test_help_names_every_option(monkeypatch, capsys) -> None:
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-@pytest.mark.parametrize("fault, message", [("missing", "no such image"), ("truncated", "unreadable image")])
 def test_a_bad_image_stops_training_with_its_path(
-    fault: str, message: str, workers: int, root: Path, tiny: list[str], tmp_path: Path, monkeypatch, capsys
+    workers: int, root: Path, tiny: list[str], tmp_path: Path, monkeypatch, capsys
 ) -> None:
     shutil.copytree(root, tmp_path / "copy")
     bad = sorted((tmp_path / "copy/SyntheticPEDES/imgs/train").iterdir())[3]
-    bad.unlink() if fault == "missing" else bad.write_bytes(bad.read_bytes()[:600])
+    bad.write_bytes(bad.read_bytes()[:600])
     arguments = ["--config", ROOT / "configs/irra.yaml", "--set", *tiny]
     overrides = [f"data.root={tmp_path / 'copy'}", f"data.workers={workers}"]
     status, _, error = run_program(train_program.main, monkeypatch, capsys, *arguments, *overrides)
     assert status == 1 and "Traceback" not in error
     (line,) = [line for line in error.splitlines() if line.startswith("error: ")]
-    assert line.startswith(f"error: {bad}: {message}")
+    assert line.startswith(f"error: {bad}: unreadable image")
+
+
+@pytest.mark.parametrize("split", ["train", "val", "test"])
+def test_a_missing_image_is_said_before_training_and_evaluation(
+    split: str, finished: Path, root: Path, tiny: list[str], tmp_path: Path, monkeypatch, capsys
+) -> None:
+    shutil.copytree(root, copy := tmp_path / "copy")
+    gone = sorted((copy / "SyntheticPEDES/imgs" / split).iterdir())[1]
+    gone.unlink()
+    start = ["--config", ROOT / "configs/irra.yaml", "--run", tmp_path / "run", "--set", *tiny]
+    evaluate = ["--run", finished, "--split", "val" if split == "val" else "test", "--set"]
+    for program, arguments in ((train_program, start), (test_program, evaluate)):
+        if program is train_program or split != "train":
+            status, _, error = run_program(program.main, monkeypatch, capsys, *arguments, f"data.root={copy}")
+            assert status == 1 and "imgs: must have all " in error and f"got none for 1: {split}/{gone.name}; " in error
+    assert not (tmp_path / "run").exists()
 
 
 def test_skipped_images_are_counted_and_reported(

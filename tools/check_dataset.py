@@ -12,19 +12,19 @@ from functools import partial
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
-from PIL import Image
 from tqdm import tqdm
 
 from configs.schema import DataConfig
 from datasets.annotations import ADAPTERS, SPLITS, Adapter, Record, count_split
-from datasets.images import read_image
+from datasets.images import MISSING, read_header, read_image
 from datasets.loaders import num_workers
 from datasets.text.tokenizers import clean
 from tools import dataset_checks as checks
-from tools.dataset_checks import LEVELS, MISSING, OFFICIAL, Finding, Look, Seen, Text
+from tools.dataset_checks import LEVELS, OFFICIAL, Finding, Look, Seen, Text
 from utils.errors import ConfigError, DataError
 from utils.exit import exit_on_user_error
 from utils.logger import format_table
+from utils.paths import in_full
 
 HEADER = ("split", "ids", "images", "captions", "official", "captions per image", "images per id", "R@1 ceiling")
 
@@ -110,6 +110,7 @@ def check(name: str, adapter: Adapter, options: argparse.Namespace, seen: Seen) 
 
     findings += checks.split_findings(name, splits)
     findings += checks.unreadable_findings(looks)
+    findings += checks.odd_image_findings(looks)
     findings += checks.duplicate_findings(records, looks)
     findings += checks.other_set_findings(name, records, looks, seen)
     findings += checks.identity_findings(splits)
@@ -132,18 +133,18 @@ def look_at_all(name: str, folder: Path, paths: Iterable[str], options: argparse
 
 
 def look_at(folder: Path, path: str, *, headers_only: bool) -> Look:
-    """Read an image as training does, and hash its bytes; `headers_only` only opens it."""
+    """Read an image as training does, and hash its bytes; `headers_only` does not decode it."""
     file = folder / path
     if not os.path.exists(file):
         return Look(fault=MISSING)
     try:
+        header = read_header(str(file))
         if headers_only:
-            with Image.open(file):
-                return Look()
+            return Look(header)
         read_image(str(file))
-        return Look(digest=hashlib.sha256(file.read_bytes()).digest())
-    except Exception as error:  # PIL's decoders raise errors of many types for damaged files
-        return Look(fault=str(error).removeprefix(f"{file}: ").replace(f"{folder}{os.sep}", ""))
+        return Look(header, digest=hashlib.sha256(file.read_bytes()).digest())
+    except (DataError, OSError) as error:
+        return Look(fault=str(error).removeprefix(f"{in_full(file)}: ").replace(f"{folder}{os.sep}", ""))
 
 
 def summarize(name: str, split: str, records: Sequence[Record], texts: Iterable[Text]) -> SplitSummary:

@@ -7,15 +7,26 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
-from datasets.annotations import SPLITS, Annotations, Record, Source, count_split, read_record
+from datasets.annotations import (
+    MAX_EXAMPLES,
+    SPLITS,
+    Annotations,
+    Record,
+    Source,
+    count_split,
+    join_rows,
+    odd_splits,
+    read_record,
+    torn_images,
+)
+from datasets.images import MISSING, Header
 from datasets.text.tokenizers import build_tokenizer
 from utils.batch import end_of_text
 from utils.errors import ConfigError, DataError
 
 LEVELS = ("error", "warning", "note")
-MAX_EXAMPLES, MAX_LETTERS = 5, 160
+MAX_LETTERS = 160
 COUNTED_TOKENS = 4096  # text length at which tokens are counted, so that captions are not cut
-MISSING = "no such image"
 
 Counts = tuple[int, int, int]  # identities, images, captions
 OFFICIAL: dict[str, dict[str, Counts]] = {  # as in IRRA's training logs
@@ -38,8 +49,9 @@ class Finding:
 
 
 class Look(NamedTuple):
-    """Result of reading an image: digest of the file if it was read in full, and its fault."""
+    """Result of reading an image: its header, digest of the file if it was read in full, and its fault."""
 
+    header: Header | None = None
     digest: bytes | None = None
     fault: str | None = None
 
@@ -71,7 +83,7 @@ def _listed(items: Iterable[object]) -> str:
 
 
 def read_records(source: Source) -> tuple[list[Record], list[Finding]]:
-    """Valid annotations, with image paths relative to the data set's folder, and findings about the others."""
+    """Records of the valid annotations, with paths relative to the data set's folder, and findings about all."""
     records, faulty, splitless = [], [], []
     for number, row in enumerate(source.rows):
         try:
@@ -86,6 +98,15 @@ def read_records(source: Source) -> tuple[list[Record], list[Finding]]:
     message = "annotations without split (this looks like the split-less caption_all.json; use reid_raw.json)"
     findings = [*found("error", "no_split", message, splitless)]
     findings += found("error", "faulty_annotation", "annotations that cannot be used", faulty)
+    misspelt, others = odd_splits(source.rows)
+    findings += found("error", "misspelt_split", "split names that look misspelt, which train.py refuses", misspelt)
+    findings += found("warning", "other_split", "split names that count as val", others)
+    rows = Counter(record.image_path for record in records)
+    repeated = [f"{path} ({times} times)" for path, times in rows.items() if times > 1]
+    findings += found("note", "repeated_path", "images annotated more than once, each one gallery image", repeated)
+    records = join_rows(records)
+    message = "images whose annotations differ in id or split, which train.py refuses"
+    findings += found("error", "torn_image", message, torn_images(records))
     return records, findings
 
 
@@ -140,22 +161,33 @@ def unreadable_findings(looks: Mapping[str, Look]) -> Iterator[Finding]:
     yield from found("error", "unreadable_image", "unreadable images (data.on_bad_image=skip replaces them)", damaged)
 
 
+def odd_image_findings(looks: Mapping[str, Look]) -> Iterator[Finding]:
+    """Images that training does not use as they are stored: other modes than RGB, transparency, orientation."""
+    headers = {path: look.header for path, look in looks.items() if look.header}
+    for mode in sorted({header.mode for header in headers.values()} - {"RGB"}):
+        paths = [path for path, header in headers.items() if header.mode == mode]
+        yield from found("note", f"image_mode_{mode}", f"images of mode {mode}, converted to 8-bit RGB", paths)
+    transparent = [path for path, header in headers.items() if header.transparent]
+    yield from found("note", "transparency", "images with transparency, laid over white", transparent)
+    for turn in sorted({header.orientation for header in headers.values()} - {1}):
+        paths = [path for path, header in headers.items() if header.orientation == turn]
+        yield from found("note", f"orientation_{turn}", f"images of EXIF orientation {turn}, turned upright", paths)
+
+
 def duplicate_findings(records: Iterable[Record], looks: Mapping[str, Look]) -> Iterator[Finding]:
-    """Images that occur more than once, by content if it is known, else by path."""
+    """Images in several files, splits or identities, by content if it is known, else by path."""
     same_image: dict[bytes | str, list[Record]] = defaultdict(list)
     for record in records:
         same_image[looks[record.image_path].digest or record.image_path].append(record)
-    repeated, identical, torn, leaks = [], [], [], []
+    identical, torn, leaks = [], [], []
     for same in same_image.values():
-        paths = Counter(record.image_path for record in same)
+        paths = dict.fromkeys(record.image_path for record in same)
         pids = sorted({record.pid for record in same})
         homes = [split for split in SPLITS if any(record.split == split for record in same)]
         names = " = ".join(paths)
-        repeated += [f"{path} ({times} times)" for path, times in paths.items() if times > 1]
         identical += [names] * (len(paths) > 1)
         torn += [f"{names} (ids {_listed(pids)})"] * (len(pids) > 1)
         leaks += [f"{names} ({_listed(homes)})"] * (len(homes) > 1)
-    yield from found("note", "repeated_path", "images annotated more than once", repeated)
     yield from found("note", "identical_files", "images stored in several files", identical)
     yield from found("warning", "image_of_several_ids", "images of several identities", torn)
     yield from found("warning", "image_in_splits", "images in several splits", leaks)

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from datasets.annotations import load_annotations
 from datasets.loaders import data_tokenizer
 from datasets.pairs import TrainPairs
+from datasets.presence import require_images
 from datasets.transforms import build_transform
 from model.build import build_task
 from model.load import load_weights
@@ -59,6 +60,7 @@ def read_out(run: Path, split: str, checkpoint: str, overrides: list[str]) -> di
     records = annotations.train if split == "train" else annotations.split(split)
     if not records:
         raise DataError(f"{annotations.folder}: has no {split} split")
+    require_images(annotations, [split], config.data)
     device = default_device()
     teacher = CachedTeacher(Teacher(task.encoder)).to(device)
     tokenizer = data_tokenizer(config.data, annotations.folder, most=task.encoder.vocab_size)

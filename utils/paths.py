@@ -30,6 +30,6 @@ def why_not_a_file(path: str | Path) -> str | None:
     """
     try:
         mode = os.stat(path).st_mode
-    except OSError:
+    except (OSError, ValueError):  # ValueError: a null byte, or a letter that the file system lacks
         return None
     return next((kind for is_kind, kind in KINDS if is_kind(mode)), None)

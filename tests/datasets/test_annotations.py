@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from datasets.annotations import ADAPTERS, carve_val, count_split, load_annotations
+from datasets.annotations import ADAPTERS, SPLITS, carve_val, count_split, load_annotations
 from datasets.images import read_image
 from tests.helpers.fuzzing import FUZZ, TREES
 from tests.helpers.loaders import level_loader
@@ -31,20 +31,65 @@ def cuhk(root: Path, rows: object) -> Path:
     return root
 
 
-def row(pid: int = 1, name: str = "a.jpg", captions: object = ("A man.",), split: str = "train") -> dict:
-    return {"id": pid, "file_path": name, "captions": captions, "split": split}
+def row(pid: int = 1, name: str = "", captions: object = ("A man.",), split: str = "train") -> dict:
+    """An annotation; images without a name differ by identity and split."""
+    return {"id": pid, "file_path": f"{split}{pid}.jpg" if name == "" else name, "captions": captions, "split": split}
 
 
 def test_records_keep_what_the_file_says(tmp_path: Path) -> None:
     captions = ["  A MAN\nwith  two bags ", "second"]
-    rows = [row(7, "x/b.png", captions), row(3), row(9, split="test"), row(4, split="val"), row(5, split="dev")]
+    rows = [row(7, "x/b.png", captions), row(3), row(9, split="test"), row(4, split="val")]
     annotations = load_annotations("cuhk_pedes", cuhk(tmp_path, rows))
     first = annotations.train[0]
     assert (first.pid, first.image_id, first.captions, first.split) == (7, 0, tuple(captions), "train")
     assert first.image_path == str(tmp_path / "CUHK-PEDES/imgs/x/b.png")
     assert annotations.train_labels == {3: 0, 7: 1}
-    assert [record.pid for record in annotations.val] == [4, 5]  # any split but train and test is val
+    assert [record.pid for record in annotations.val] == [4]
     assert annotations.table().splitlines()[1].split() == ["train", "2", "2", "3"]
+
+
+def test_other_splits_count_as_val_and_are_named_with_counts(tmp_path: Path) -> None:
+    rows = [row(), row(2, split="test"), row(4, split="val"), row(5, split="dev"), row(6, split="dev"), row(split="x")]
+    annotations = load_annotations("cuhk_pedes", cuhk(tmp_path, rows))
+    assert [record.pid for record in annotations.val] == [4, 5, 6, 1]
+    note = "annotations of these splits count as val: 'dev' (2 annotations), 'x' (1 annotation)"
+    assert note in annotations.notes()
+
+
+MISSPELT = {
+    "train": ["Train", "TRAIN", "trian", "training", " train", "tarin", "train2", "trn", "train\u200b"],
+    "val": ["Val", "valid", "validation", "val\n", "vla", "eval"],
+    "test": ["Test", "testing", "test ", "tset", "tests", "query_test"],
+}
+
+
+@pytest.mark.parametrize("split, name", [(split, name) for split in MISSPELT for name in MISSPELT[split]])
+def test_a_misspelt_split_is_an_error_that_names_the_right_one(split: str, name: str, tmp_path: Path) -> None:
+    rows = [*(row(pid, split=other) for pid, other in enumerate(("train", "val", "test"))), row(7, "x.jpg", split=name)]
+    with pytest.raises(DataError) as caught:
+        load_annotations("cuhk_pedes", cuhk(tmp_path, [*rows, row(8, "y.jpg", split=name), row(9, split="dev")]))
+    assert f"got {name!r} (2 annotations; did you mean {split!r}?); correct the file" in str(caught.value)
+
+
+@pytest.mark.parametrize("adjacent", [True, False])
+def test_all_rows_of_an_image_are_one_record(adjacent: bool, tmp_path: Path) -> None:
+    rows = [row(pid, captions=[f"one {pid}", f"two {pid}"], split=split) for split in SPLITS for pid in (3, 1)]
+    expected = load_annotations("cuhk_pedes", cuhk(tmp_path, rows))
+    per_caption = [{**row, "captions": [text]} for row in rows for text in row["captions"]]
+    if not adjacent:  # first captions of all images first, and another spelling of the same path
+        per_caption = per_caption[::2] + [{**row, "file_path": f"./{row['file_path']}"} for row in per_caption[1::2]]
+    assert load_annotations("cuhk_pedes", cuhk(tmp_path, per_caption)) == expected
+
+
+@pytest.mark.parametrize("other", [row(2, "a.jpg"), row(1, "a.jpg", split="test")])
+def test_rows_of_an_image_that_disagree_are_an_error(other: dict, tmp_path: Path) -> None:
+    rows = [row(1, "a.jpg"), row(5, "b.jpg"), row(9, split="test"), other]
+    message = (
+        r"reid_raw\.json: all annotations of an image must have the same id and split, got several for 1 of 3 images: "
+        rf"\S*/a\.jpg \(id 1 in train, id {other['id']} in {other['split']}\); correct the file"
+    )
+    with pytest.raises(DataError, match=message):
+        load_annotations("cuhk_pedes", cuhk(tmp_path, rows))
 
 
 BAD_ANNOTATIONS = {
@@ -56,10 +101,10 @@ BAD_ANNOTATIONS = {
     ),
     "captions a string": (
         [row(captions="A man.")],
-        r"reid_raw\.json: annotation 0 \(a\.jpg\): captions must be a non-empty list",
+        r"reid_raw\.json: annotation 0 \(train1\.jpg\): captions must be a non-empty list",
     ),
     "no captions": ([row(), row(captions=[])], r"annotation 1"),
-    "id a word": ([row(pid="one")], r"annotation 0 \(a\.jpg\): id must be a 64-bit integer, got 'one'"),  # type: ignore[arg-type]
+    "id a word": ([row(pid="one")], r"annotation 0 \(trainone\.jpg\): id must be a 64-bit integer, got 'one'"),  # type: ignore[arg-type]
     "absolute path": ([row(name="/etc/passwd")], r"annotation 0 .*file_path must lie inside the data set"),
     "parent path": ([row(name="../../x.jpg")], r"annotation 0 .*file_path must lie inside the data set"),
     "path of the other platform": ([row(name="..\\..\\x.jpg")], r"file_path must lie inside the data set"),
@@ -67,7 +112,12 @@ BAD_ANNOTATIONS = {
     "no path": ([{"id": 1, "captions": ["x"], "split": "train"}], r"annotation 0 has no file_path"),
     "path no text": ([row(name=None)], r"annotation 0: file_path must be the path"),  # type: ignore[arg-type]
     "img_path no text": ([{"id": 1, "img_path": 3, "captions": ["x"], "split": "train"}], r"img_path must be"),
-    "split null": ([row(split=None)], r"annotation 0 \(a\.jpg\): split must be"),  # type: ignore[arg-type]
+    "split null": ([row(split=None)], r"annotation 0 \(None1\.jpg\): split must be"),  # type: ignore[arg-type]
+    "split blank": ([row(split=" ")], r"annotation 0 .*: split must be train, val or test, got ' '"),
+    "only other splits": (
+        [row(split="query"), row(split="gallery")],
+        r"must have train images, got none \(other splits: 'query' \(1 annotation\), 'gallery' \(1 annotation\)\)",
+    ),
     "id huge": ([row(pid=2**63)], r"id must be a 64-bit integer, got 9223372036854775808"),
     "id true": ([row(pid=True)], r"id must be a 64-bit integer, got True"),
     "id a fraction": ([row(pid=1.5)], r"id must be a 64-bit integer, got 1\.5"),  # type: ignore[arg-type]
@@ -177,15 +227,9 @@ def test_attributes_are_read_and_used(root: Path, tmp_path: Path) -> None:
     assert [record.captions for record in annotations.test] == [record.captions for record in plain.test]
     assert [record.image_id for record in annotations.train] == [record.image_id for record in plain.train]
     assert annotations.train[0].attributes == ({"shirt": "zebra 0"}, {"shirt": "zebra 1"})
-    rows.append({**rows[-1], "id": rows[-1]["id"] + 1})  # the same image with another identity
-    (folder / "cuhk_pedes_att.json").write_text(json.dumps(rows))
-    assert len(load_annotations("cuhk_pedes", tmp_path).test) == len(plain.test) + 1
     rows.insert(0, {**source[0], "captions": ["a caption without attributes"]})
     (folder / "cuhk_pedes_att.json").write_text(json.dumps(rows))
-    assert [record.attributes for record in load_annotations("cuhk_pedes", tmp_path).train[:2]] == [
-        (),
-        annotations.train[0].attributes,
-    ]
+    assert load_annotations("cuhk_pedes", tmp_path).train[0].attributes == ({}, *annotations.train[0].attributes)
     (folder / "cuhk_pedes_att.json").write_text(json.dumps(rows[1:]))
     options = {"text_levels": ["word"], "word_source": "attributes"}
     loader = level_loader(tmp_path, dataset="cuhk_pedes", **options)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 
 from tests.helpers.programs import run_program
 from tools import check_dataset
@@ -140,8 +140,8 @@ def test_every_planted_fault_is_found(run, tmp_path: Path) -> None:
     assert all("tokens: imgs/t2.png: " in example and len(example) <= 160 for example in long[2])
     assert "xxx" in long[2][0]  # the longest caption comes first
     splits = content["cuhk_pedes"]["splits"]
-    assert [splits["train"][name] for name in ("ids", "images", "captions")] == [3, 10, 20]
-    assert splits["train"]["captions_per_image"] == [1, 3] and splits["train"]["images_per_id"] == [2, 5]
+    assert [splits["train"][name] for name in ("ids", "images", "captions")] == [3, 9, 20]
+    assert splits["train"]["captions_per_image"] == [2, 3] and splits["train"]["images_per_id"] == [2, 5]
     assert splits["train"]["official"] == list(OFFICIAL["cuhk_pedes"]["train"])
     assert [split["r1_ceiling"] for split in splits.values()] == [None, pytest.approx(100 * 5 / 6), 100]
     for finding in content["cuhk_pedes"]["findings"]:  # printed as in the JSON, followed by its examples
@@ -201,12 +201,37 @@ def test_images_shared_by_two_data_sets_are_counted_per_pair_of_splits(run, tmp_
     assert set(kinds(run("rstpreid")[2], "rstpreid")) == {"msmt17"}
 
 
+def test_images_that_are_converted_or_turned_are_counted_with_examples(run, tmp_path: Path) -> None:
+    imgs = tmp_path / "CUHK-PEDES/imgs"
+    write(imgs.parent, "reid_raw.json", clean_rows())
+    Image.new("L", (8, 24)).save(imgs / "train/0_0.png")
+    Image.new("I;16", (8, 24)).save(imgs / "train/0_1.png")
+    Image.new("RGBA", (8, 24)).save(imgs / "train/1_0.png")
+    Image.new("F", (8, 24)).save(imgs / "val/2_0.png", "TIFF")
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    for name in ("test/3_0.png", "test/3_1.png"):
+        Image.open(imgs / name).save(imgs / name, exif=exif)
+    mode_f = "imgs/val/2_0.png: unreadable image (mode F has no known brightness range; save it with 8 or 16 bits)"
+    for option in ([], ["--headers-only"]):
+        found = kinds(run(*option, "cuhk_pedes")[2])
+        found.pop("headers_only", None)
+        assert found == {
+            "image_mode_L": (NOTE, 1, ["imgs/train/0_0.png"]),
+            "image_mode_I;16": (NOTE, 1, ["imgs/train/0_1.png"]),
+            "image_mode_RGBA": (NOTE, 1, ["imgs/train/1_0.png"]),
+            "transparency": (NOTE, 1, ["imgs/train/1_0.png"]),
+            "orientation_6": (NOTE, 2, ["imgs/test/3_0.png", "imgs/test/3_1.png"]),
+            "unreadable_image": (ERROR, 1, [mode_f]),
+        }
+
+
 def test_headers_only_misses_the_truncated_image_and_says_so(run, tmp_path: Path) -> None:
     plant_faults(tmp_path / "CUHK-PEDES")
     status, out, content = run("--headers-only", "cuhk_pedes")
     found = kinds(content)
     assert status == 1 and found["missing_image"] == FAULTS["missing_image"]
-    assert found["unreadable_image"] == (ERROR, 1, ["imgs/text.png: cannot identify image file 'imgs/text.png'"])
+    assert found["unreadable_image"] == (ERROR, 1, FAULTS["unreadable_image"][2][1:])
     assert found["headers_only"] == (NOTE, 14, []) and "truncation is not detected, contents were not compared" in out
     assert not {"identical_files", "image_of_several_ids", "image_in_splits"} & set(found)
 
@@ -217,11 +242,23 @@ def test_an_image_annotated_twice_is_read_once_and_its_owners_are_compared(run, 
     look_at = check_dataset.look_at
     monkeypatch.setattr(check_dataset, "look_at", lambda *a, **k: read.append(a[1]) or look_at(*a, **k))
     for option in ([], ["--headers-only"]):
-        found = kinds(run(*option, "cuhk_pedes")[2])
+        status, _, content = run(*option, "cuhk_pedes")
+        found = kinds(content)
+        assert status == 1 and found["torn_image"] == (ERROR, 1, ["imgs/train/0_0.png (id 0 in train, id 0 in test)"])
         assert found["repeated_path"] == (NOTE, 1, ["imgs/train/0_0.png (2 times)"])
         assert found["image_in_splits"] == (WARNING, 1, ["imgs/train/0_0.png (train, test)"])
         assert "image_of_several_ids" not in found and "identical_files" not in found
     assert len(read) == 2 * len(set(read)) == 2 * 8
+
+
+def test_split_names_are_counted(run, tmp_path: Path) -> None:
+    rows = clean_rows()
+    rows[0]["split"], rows[1]["split"], rows[2]["split"] = "Train", "Train", "dev"
+    write(tmp_path / "CUHK-PEDES", "reid_raw.json", rows)
+    status, _, content = run("cuhk_pedes")
+    found = kinds(content)
+    assert status == 1 and found["misspelt_split"] == (ERROR, 1, ["'Train' (2 annotations; did you mean 'train'?)"])
+    assert found["other_split"] == (WARNING, 1, ["'dev' (1 annotation)"])
 
 
 def test_the_split_less_file_is_recognised_in_one_line(run, tmp_path: Path) -> None:
