@@ -15,6 +15,7 @@ from model.encoders import ENCODERS
 from model.task import RetrievalTask
 from utils.errors import CheckpointError, ConfigError
 from utils.logger import format_table
+from utils.tensors import check_values
 
 CLASSIFIER = "objectives.id.classifier."  # has one row per training identity
 
@@ -100,6 +101,7 @@ def load_init(task: RetrievalTask, init: InitConfig) -> LoadReport:
 def load_converted(task: RetrievalTask, state: Mapping[str, Tensor], report: LoadReport) -> LoadReport:
     """Copy a state dict in our naming into `task`, resizing position grids; errors as `load_weights`."""
     current, fitting, misfits = task.state_dict(), {}, []
+    check_values({name: value for name, value in state.items() if name in current}, current, report.source)
     for name, value in state.items():
         if name not in current:
             report.unexpected.append(name)

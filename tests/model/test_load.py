@@ -175,6 +175,29 @@ def test_a_grid_of_another_form_is_in_the_table(model_golden: dict[str, np.ndarr
     assert "encoder.image.trunk.pos_embed" in message and "(64,)" in message
 
 
+KINDS: dict[str, tuple[Callable[[torch.Tensor], torch.Tensor], str]] = {
+    "integer": (lambda value: value.to(torch.int8), r"\(integer, float in the model\)"),
+    "complex": (lambda value: value.to(torch.complex64), r"\(complex, float in the model\)"),
+    "not finite": (lambda value: value / 0, r"\(NaN or infinite\)"),
+    "sparse": (lambda value: value.to_sparse(), r"\(sparse\)"),
+    "meta": (lambda value: value.to("meta"), r"\(without values \(meta device\)\)"),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "name", ["visual.conv1.weight", "visual.positional_embedding", "transformer.resblocks.0.ln_1.bias"]
+)
+def test_weights_of_another_kind_are_refused(
+    name: str, kind: str, model_golden: dict[str, np.ndarray], tmp_path: Path
+) -> None:
+    weights, (change, message) = golden_weights(model_golden), KINDS[kind]
+    weights[f"base_model.{name}"] = change(weights[f"base_model.{name}"])
+    torch.save(weights, tmp_path / "x.pth")
+    task = build_task(load_config(RECIPE, golden_overrides(model_golden)), None)
+    untouched(task, lambda: load_weights(task, tmp_path / "x.pth"), rf"x\.pth: 1 tensors .*{message}; nothing was")
+
+
 def test_a_deeper_model_is_refused_for_what_has_no_place(model_golden: dict[str, np.ndarray], tmp_path: Path) -> None:
     torch.save(golden_weights(model_golden), tmp_path / "x.pth")
     shallow = [*golden_overrides(model_golden), "model.text.options.num_hidden_layers=1"]
