@@ -55,12 +55,20 @@ def build_task(
         frozen = build_teacher(config)
         frozen = CachedTeacher(frozen) if config.teacher.cache else frozen
     task = RetrievalTask(encoder, objectives, frozen)
-    task.notes = list(encoder.notes)
+    task.notes = [*encoder.notes, *_mixed_activations(encoder)]
     if weights and config.init.path is not None:
-        report = load_init(task, config.init)
+        report = load_init(task, config.init, config.data)
         task.weights_from = report.origin
         task.notes.append(report.table())
     return task
+
+
+def _mixed_activations(encoder: Encoder) -> list[str]:
+    """A remark if the towers have different activations, as those of different CLIP models have."""
+    if len(set(encoder.activations.values())) < 2:
+        return []
+    listed = ", ".join(f"{tower} {activation}" for tower, activation in encoder.activations.items())
+    return [f"model: the towers have different activations ({listed}); both towers of a CLIP model have the same"]
 
 
 def build_encoder(config: Config, *, pretrained: bool = True) -> Encoder:
