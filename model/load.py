@@ -44,7 +44,7 @@ class LoadReport:
         return self.source if self.epoch is None else f"{self.source}, epoch {self.epoch}"
 
     def table(self) -> str:
-        """Counts per module; resized and excluded tensors are named; the notes."""
+        """Counts per module; resized and excluded tensors are named."""
         rows = [
             ("loaded", self.loaded, _per_module(self.loaded)),
             ("resized", self.resized, ", ".join(self.resized)),
@@ -54,7 +54,7 @@ class LoadReport:
             ("unexpected, not used", self.unexpected, _per_module(self.unexpected)),
         ]
         table = format_table(["tensors", "number", "names"], [(what, len(names), which) for what, names, which in rows])
-        return "\n".join([f"weights from {self.source}, format {self.format}", table, *self.notes])
+        return f"weights from {self.source}, format {self.format}\n{table}"
 
 
 def load_weights(
