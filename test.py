@@ -1,18 +1,18 @@
 """Evaluate a run, or published weights: `python test.py --run runs/cuhk_pedes/20260101_120000_irra --on rstpreid`."""
 
 import argparse
+import dataclasses
 import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from configs.schema import Config, load_config
+from configs.schema import Config, InitConfig, load_config
 from datasets.annotations import Annotations, load_annotations
 from datasets.loaders import build_eval_loaders, data_tokenizer
 from datasets.presence import require_images
 from datasets.text.tokenizers import TextTokenizer
 from model.build import build_task
-from model.load import load_weights
 from model.task import RetrievalTask
 from processor.evaluator import Embeddings, embed, metrics_table, warn
 from processor.run_folder import run_config
@@ -81,22 +81,27 @@ def load_task(arguments: argparse.Namespace) -> tuple[Config, RetrievalTask, str
             raise ConfigError("--weights, --format: need --config; name a checkpoint of --run with --checkpoint")
         config = run_config(arguments.run, arguments.set)
         name = arguments.checkpoint or "best"
-        weights, format = arguments.run / f"{name}.pt" if name in ("best", "last", "best_ema") else Path(name), "own"
+        path = arguments.run / f"{name}.pt" if name in ("best", "last", "best_ema") else Path(name)
+        config = dataclasses.replace(config, init=InitConfig(path=str(path), format="own"))
     else:
         if arguments.checkpoint:
             raise ConfigError("--checkpoint: needs --run; name a checkpoint for --config with --weights")
-        config, weights, format = load_config(arguments.config, arguments.set), arguments.weights, arguments.format
-        if format and not weights:
+        if arguments.format and not arguments.weights:
             raise ConfigError("--format: needs --weights")
-    task = build_task(config, weights=weights is None)
-    source = task.weights_from or f"{config.name} before training"
-    if weights is not None:
-        report = load_weights(task, weights, format=format)
-        source = report.origin
-        task.notes += [] if arguments.run else [report.table()]
+        config = load_config(arguments.config, [*init_overrides(arguments), *arguments.set])
+    task = build_task(config)
     for note in task.notes:
-        LOGGER.info("%s", note)
-    return config, task, source
+        if not (arguments.run and note.startswith("weights from ")):  # a run's weights fit: the table would say nothing
+            LOGGER.info("%s", note)
+    return config, task, task.weights_from or f"{config.name} before training"
+
+
+def init_overrides(arguments: argparse.Namespace) -> list[str]:
+    """Overrides that put --weights and --format in the place of the config's initial checkpoint."""
+    if arguments.weights is None:
+        return []
+    init = {"path": str(arguments.weights), "format": arguments.format, "image_size": None, "skip": []}
+    return [f"init.{key}={json.dumps(value)}" for key, value in init.items()]
 
 
 def rank(

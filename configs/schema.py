@@ -67,6 +67,9 @@ class InitConfig:
 
     path: str | None = option(None, help="file, or Hugging Face folder; null: pretrained weights as `model` says")
     format: str | None = option(None, help="checkpoint format; null: recognised by the names of the tensors")
+    image_size: tuple[int, int] | None = option(
+        None, ge=1, help="height and width of its training images; null: from the file, or as its format is published"
+    )
     skip: list[str] = option([], help="regular expressions for tensors (by our names) to initialise afresh")
 
 
@@ -190,6 +193,8 @@ def checked(config: Config) -> Config:
         )
     if init.path is None and init.format is not None:
         raise ConfigError("init.format: describes init.path, which is null; set init.path")
+    if init.path is None and init.image_size is not None:
+        raise ConfigError("init.image_size: describes init.path, which is null; set init.path")
     if init.path is None and init.skip:
         raise ConfigError("init.skip: names tensors of init.path, which is null; set init.path")
     for pattern in init.skip:

@@ -4,9 +4,9 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-from configs.schema import Config, parse_config
+from configs.schema import Config, InitConfig, parse_config
 from model.encoders import ENCODERS, Encoder
-from model.load import load_init, load_weights
+from model.load import load_init
 from model.objectives import OBJECTIVES, Metadata, Objective
 from model.task import RetrievalTask
 from model.teacher import CachedTeacher, Teacher
@@ -43,7 +43,7 @@ def build_task(
         ConfigError: as `resolve_model`; options contradict each other; a loss needs a teacher, and none is named.
         CheckpointError: `init.path` or the teacher cannot be read, or does not fit.
     """
-    encoder = build_encoder(config, pretrained=weights)
+    encoder = build_encoder(config, pretrained=weights and config.init.path is None)
     objectives = {} if num_pids is None else build_objectives(config, encoder, num_pids)
     if objectives and encoder.why_not_accumulate and config.train.accumulate > 1:
         raise ConfigError(
@@ -55,19 +55,32 @@ def build_task(
         frozen = build_teacher(config)
         frozen = CachedTeacher(frozen) if config.teacher.cache else frozen
     task = RetrievalTask(encoder, objectives, frozen)
-    task.notes = list(encoder.notes)
+    task.notes = [*encoder.notes, *_mixed_activations(encoder)]
     if weights and config.init.path is not None:
-        report = load_init(task, config.init)
+        report = load_init(task, config.init, config.data)
         task.weights_from = report.origin
-        task.notes.append(report.table())
+        task.notes += [report.table(), *report.notes]
     return task
 
 
+def _mixed_activations(encoder: Encoder) -> list[str]:
+    """A remark if the towers have different activations, as those of different CLIP models have."""
+    if len(set(encoder.activations.values())) < 2:
+        return []
+    listed = ", ".join(f"{tower} {activation}" for tower, activation in encoder.activations.items())
+    return [f"model: the towers have different activations ({listed}); both towers of a CLIP model have the same"]
+
+
 def build_encoder(config: Config, *, pretrained: bool = True) -> Encoder:
-    """The encoder of a config, with the pretrained weights of its towers unless `init.path` replaces them."""
+    """The encoder of a config, with the pretrained weights of its towers or random ones.
+
+    Raises:
+        ConfigError: as `resolve_model`; `init.path` has the weights, and only `build_task` loads them.
+    """
+    if pretrained and config.init.path is not None:
+        raise ConfigError("init.path: has the weights of this config; use build_task, which loads them")
     options = component_options(ENCODERS, config.model, "model")
     encoder: Callable[..., Encoder] = ENCODERS.get(options.pop("name"), "model.name")
-    pretrained = pretrained and config.init.path is None
     return encoder(config.data.image_size, config.data.text_length, pretrained, **options)
 
 
@@ -118,9 +131,8 @@ def build_teacher(config: Config) -> Teacher:
         theirs, ours = getattr(trained.data, name), getattr(config.data, name)
         if theirs != ours:
             raise ConfigError(f"data.{name}: the teacher ({path}) was trained with {theirs}, got {ours}; use the same")
-    task = build_task(trained, weights=False)
-    load_weights(task, path, format="own")
-    return Teacher(task.encoder)
+    ready = dataclasses.replace(trained, init=InitConfig(path=path, format="own"))
+    return Teacher(build_task(ready).encoder)
 
 
 def _objectives(config: Config) -> dict[str, tuple[Callable[..., Objective], dict[str, Any]]]:

@@ -7,14 +7,18 @@ from pathlib import Path
 
 from torch import Tensor
 
-from configs.schema import InitConfig
+from configs.schema import DataConfig, InitConfig
+from model.checkpoints.descriptions import facts_of
+from model.checkpoints.facts import UNKNOWN, Facts, compare
 from model.checkpoints.files import read_weights, state_dict_of
 from model.checkpoints.formats import FORMATS, recognise
+from model.checkpoints.grids import fit_positions
 from model.encoders import ENCODERS
 from model.task import RetrievalTask
 from utils.errors import CheckpointError, ConfigError
 from utils.logger import format_table
 from utils.patterns import matches
+from utils.tensors import check_values
 
 CLASSIFIER = "objectives.id.classifier."  # has one row per training identity
 
@@ -32,6 +36,7 @@ class LoadReport:
     skipped: list[str] = field(default_factory=list)  # excluded by init.skip: initialised afresh
     dropped: list[str] = field(default_factory=list)  # classifier of other identities: initialised afresh
     unexpected: list[str] = field(default_factory=list)  # in the file, not in the model
+    notes: list[str] = field(default_factory=list)  # position grids, and what is uncertain
 
     @property
     def origin(self) -> str:
@@ -53,7 +58,13 @@ class LoadReport:
 
 
 def load_weights(
-    task: RetrievalTask, path: str | Path, *, format: str | None = None, skip: Sequence[str] = ()
+    task: RetrievalTask,
+    path: str | Path,
+    *,
+    format: str | None = None,
+    image_size: tuple[int, int] | None = None,
+    skip: Sequence[str] = (),
+    data: DataConfig | None = None,
 ) -> LoadReport:
     """Load a checkpoint of any known format. Loss heads may be missing, weights of the encoder may not.
 
@@ -61,10 +72,14 @@ def load_weights(
         task: the task to load into; without objectives, it takes the encoder's weights alone.
         path: file or folder, as in `read_weights`.
         format: name of the checkpoint format; None recognises it by the names of the tensors.
+        image_size: height and width of the images that the file was trained with; None takes them from the file, or
+            as its format is published.
         skip: regular expressions; tensors whose name here matches one keep their values.
+        data: preprocessing, to be compared with the file's; None leaves it out.
 
     Raises:
-        CheckpointError: the file is unreadable, of no known format, or does not fit. The task is unchanged then.
+        CheckpointError: the file is unreadable, of no known format, or does not fit in its tensors, activations or
+            preprocessing. The task is unchanged then.
         ConfigError: the format does not exist, or a pattern of `skip` matches nothing.
     """
     content = read_weights(path)
@@ -82,33 +97,51 @@ def load_weights(
         converted = FORMATS.get(format, "format")(state)
     except (RuntimeError, ValueError, IndexError) as error:
         raise CheckpointError(f"{path}: not of format {format} ({error})") from None
+    facts = facts_of(format, content, state, path)
+    report.notes += compare(facts, task.encoder.activations, data, path)
     for pattern in skip:
         matched = [name for name in converted if matches(pattern, name, "init.skip")]
         if not matched and not any(matches(pattern, name, "init.skip") for name in report.skipped):
             raise ConfigError(f"init.skip: must match a tensor of {path}, got '{pattern}', which matches none")
         report.skipped += matched
         converted = {name: value for name, value in converted.items() if name not in matched}
-    return load_converted(task, converted, report)
+    return load_converted(task, converted, report, facts, image_size)
 
 
-def load_init(task: RetrievalTask, init: InitConfig) -> LoadReport:
-    """Load the initial checkpoint of a config; errors as `load_weights`."""
+def load_init(task: RetrievalTask, init: InitConfig, data: DataConfig | None = None) -> LoadReport:
+    """Load the initial checkpoint of a config; arguments and errors as `load_weights`."""
     assert init.path is not None
-    return load_weights(task, init.path, format=init.format, skip=init.skip)
+    return load_weights(task, init.path, format=init.format, image_size=init.image_size, skip=init.skip, data=data)
 
 
-def load_converted(task: RetrievalTask, state: Mapping[str, Tensor], report: LoadReport) -> LoadReport:
-    """Copy a state dict in our naming into `task`, resizing position grids; errors as `load_weights`."""
+def load_converted(
+    task: RetrievalTask,
+    state: Mapping[str, Tensor],
+    report: LoadReport,
+    facts: Facts = UNKNOWN,
+    image_size: tuple[int, int] | None = None,
+) -> LoadReport:
+    """Copy a state dict in our naming into `task`, resizing position grids; arguments and errors as `load_weights`."""
     current, fitting, misfits = task.state_dict(), {}, []
+    check_values({name: value for name, value in state.items() if name in current}, current, report.source)
     for name, value in state.items():
         if name not in current:
             report.unexpected.append(name)
             continue
-        if value.shape != current[name].shape:
-            resized = _resized(task, name, value, report.source)
-            if resized is not None:
-                report.resized.append(name)
-                value = resized
+        patches = task.encoder.patches(name.removeprefix("encoder.")) if name.startswith("encoder.") else None
+        if patches is not None and value.ndim == 3 and value.shape[::2] == current[name].shape[::2]:
+            try:
+                fitted, remark = fit_positions(value, patches, facts, image_size)
+            except ValueError as error:
+                raise CheckpointError(
+                    f"{report.source}: {name} cannot be resized to this image size: {error}; set init.image_size to "
+                    "the height and width of its training images"
+                ) from None
+            report.resized += [name] if fitted is not value else []
+            if remark is not None:
+                doubt = "; if it is another, set init.image_size" if "assumed" in remark else ""
+                report.notes.append(f"position grid {name}: {remark}{doubt}")
+            value = fitted
         if value.shape == current[name].shape:
             fitting[name] = value
         elif name.startswith(CLASSIFIER):
@@ -121,16 +154,6 @@ def load_converted(task: RetrievalTask, state: Mapping[str, Tensor], report: Loa
     _refuse_misfits(report, misfits)
     task.load_state_dict(fitting, strict=False)  # casts floats of any precision to the module's
     return report
-
-
-def _resized(task: RetrievalTask, name: str, value: Tensor, source: str) -> Tensor | None:
-    module, _, inner = name.partition(".")
-    if module != "encoder":
-        return None
-    try:
-        return task.encoder.resize(inner, value)
-    except ValueError as error:
-        raise CheckpointError(f"{source}: {name} cannot be resized to this image size: {error}") from None
 
 
 def _refuse_misfits(report: LoadReport, misfits: list[tuple[str, str, str]]) -> None:
@@ -147,12 +170,24 @@ def _refuse_misfits(report: LoadReport, misfits: list[tuple[str, str, str]]) -> 
     if misfits:
         more = f"\nand {len(misfits) - 10} more" if len(misfits) > 10 else ""
         table = format_table(["tensor", "in the file", "in the model"], misfits[:10])
-        problems.append(f"{len(misfits)} tensors have another shape\n{table}{more}")
+        problems.append(f"{len(misfits)} tensors have another shape\n{table}{more}{_context_hint(misfits)}")
     if problems:
         raise CheckpointError(
             f"{report.source} (format {report.format}): does not fit the model of this config, nothing was loaded; "
             + "; ".join(problems)
         )
+
+
+def _context_hint(misfits: list[tuple[str, str, str]]) -> str:
+    """The options for a text tower of another context length."""
+    for name, theirs, _ in misfits:
+        if name.startswith("encoder.") and name.endswith("position_embedding.weight"):
+            length = theirs.strip("()").split(",")[0]
+            return (
+                f"\nif the context length alone differs, set model.text.options.max_position_embeddings={length} and "
+                f"data.text_length to at most {length}"
+            )
+    return ""
 
 
 def _per_module(names: list[str]) -> str:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from utils.errors import CheckpointError
 from utils.files import replacing
 from utils.integrity import check_intact, seal
+from utils.tensors import check_storage, check_values
 
 
 def save_checkpoint(path: str | Path, content: Mapping[str, Any]) -> None:
@@ -61,7 +62,7 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
 
 
 def load_state(module: nn.Module, state: Mapping[str, Tensor], source: str | Path) -> None:
-    """Copy `state` into `module`; every name and shape must match.
+    """Copy `state` into `module`; every name, shape and kind of number must match.
 
     Args:
         module: module to load into.
@@ -69,8 +70,9 @@ def load_state(module: nn.Module, state: Mapping[str, Tensor], source: str | Pat
         source: path of the file, for error messages.
 
     Raises:
-        CheckpointError: the architectures differ; names the tensors.
+        CheckpointError: the architectures differ, or values are not finite; names the tensors.
     """
+    check_storage(state, source)
     current = module.state_dict()
     problems = [
         *_listed("missing", current.keys() - state.keys()),
@@ -86,6 +88,7 @@ def load_state(module: nn.Module, state: Mapping[str, Tensor], source: str | Pat
     ]
     if problems:
         raise CheckpointError(f"{source}: does not fit the architecture of the config: {'; '.join(problems)}")
+    check_values(state, current, source)
     module.load_state_dict(dict(state))
 
 

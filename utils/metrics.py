@@ -16,6 +16,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 METRICS = ("R1", "R5", "R10", "mAP", "mINP")
@@ -52,19 +53,28 @@ def retrieval_metrics(similarity: Tensor, query_pids: Tensor, gallery_pids: Tens
     return rank_queries(torch.split(similarity, CHUNK), query_pids, gallery_pids).summary()
 
 
+@torch.no_grad()
 def streamed_metrics(
     query: Tensor, gallery: Tensor, query_pids: Tensor, gallery_pids: Tensor, *, chunk: int = CHUNK
 ) -> dict[str, float]:
-    """`METRICS` in percent of the similarities `query @ gallery.T`, of which `chunk` rows are held at a time.
+    """`METRICS` in percent of cosine similarities, of which `chunk` rows are held at a time.
 
     Args:
-        query: (Q, D), used without normalisation; normalise it for cosine similarity.
+        query: (Q, D) of any length; unit vectors are used as they are, to the last bit.
         gallery: (G, D), likewise.
         query_pids: integers (Q,).
         gallery_pids: integers (G,).
         chunk: query rows at a time.
     """
-    return rank_queries(similarity_chunks(query, gallery, chunk=chunk), query_pids, gallery_pids).summary()
+    chunks = similarity_chunks(_unit(query), _unit(gallery), chunk=chunk)
+    return rank_queries(chunks, query_pids, gallery_pids).summary()
+
+
+def _unit(vectors: Tensor, tolerance: float = 1e-4) -> Tensor:
+    """Vectors (N, D) of length 1 in float32 or better. Normalising unit vectors again would change their last bits."""
+    vectors = vectors.to(torch.promote_types(vectors.dtype, torch.float32))
+    lengths = vectors.norm(dim=-1)
+    return vectors if ((lengths - 1).abs() <= tolerance).all() else F.normalize(vectors, dim=-1)
 
 
 def similarity_chunks(query: Tensor, gallery: Tensor, *, chunk: int = CHUNK) -> Iterator[Tensor]:

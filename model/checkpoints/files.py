@@ -11,6 +11,8 @@ from torch import Tensor
 from model.checkpoints.torchscript import is_torchscript, read_torchscript
 from utils.checkpoint import first_line, load_checkpoint
 from utils.errors import CheckpointError
+from utils.integrity import check_intact
+from utils.tensors import check_storage
 
 
 def read_weights(path: str | Path) -> dict[str, Any]:
@@ -25,19 +27,24 @@ def read_weights(path: str | Path) -> dict[str, Any]:
     """
     path = Path(path)
     try:
-        if path.is_dir():
-            return _read_folder(path)
-        if path.suffix == ".safetensors":
-            return dict(load_file(path))
-        if path.is_file() and is_torchscript(path):
-            return dict(read_torchscript(path))
+        return _read_folder(path) if path.is_dir() else _read_file(path)
     except CheckpointError:
         raise
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such checkpoint") from None
     except Exception as error:  # readers raise errors of many types for damaged bytes
         raise CheckpointError(f"{path}: damaged, or no checkpoint ({first_line(error)})") from None
-    return load_checkpoint(path)
+
+
+def _read_file(path: Path) -> dict[str, Any]:
+    """Read one file of any kind, after the comparison with its checksums."""
+    if path.suffix == ".safetensors":
+        check_intact(path)
+        return dict(load_file(path))
+    if path.is_file() and is_torchscript(path):
+        check_intact(path)
+        return dict(read_torchscript(path))
+    return load_checkpoint(path)  # compares by itself
 
 
 def state_dict_of(content: Mapping[str, Any], source: str | Path) -> dict[str, Tensor]:
@@ -48,7 +55,7 @@ def state_dict_of(content: Mapping[str, Any], source: str | Path) -> dict[str, T
         source: path of the file, for error messages.
 
     Raises:
-        CheckpointError: there are no tensors, or other values among them.
+        CheckpointError: there are no tensors, or other values among them, or sparse, quantised or meta tensors.
     """
     inner = next((content[key] for key in ("model", "state_dict") if isinstance(content.get(key), Mapping)), content)
     state = {str(name): value for name, value in inner.items()}
@@ -56,6 +63,7 @@ def state_dict_of(content: Mapping[str, Any], source: str | Path) -> dict[str, T
     if strange or not state:
         what = f"'{strange[0]}', a {type(state[strange[0]]).__name__}" if strange else "nothing"
         raise CheckpointError(f"{source}: must hold a state dict of names and tensors, got {what}")
+    check_storage(state, source)
     if all(name.startswith("module.") for name in state):
         state = {name.removeprefix("module."): value for name, value in state.items()}
     return state
@@ -65,12 +73,12 @@ def _read_folder(folder: Path) -> dict[str, Any]:
     """Read a Hugging Face folder with one file of weights, or with shards and an index."""
     index = folder / "model.safetensors.index.json"
     if (folder / "model.safetensors").is_file():
-        return dict(load_file(folder / "model.safetensors"))
+        return _read_file(folder / "model.safetensors")
     if index.is_file():
         shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        return {name: value for shard in shards for name, value in load_file(folder / Path(shard).name).items()}
+        return {name: value for shard in shards for name, value in _read_file(folder / Path(shard).name).items()}
     if (folder / "pytorch_model.bin").is_file():
-        return load_checkpoint(folder / "pytorch_model.bin")
+        return _read_file(folder / "pytorch_model.bin")
     raise CheckpointError(
         f"{folder}: must contain model.safetensors, model.safetensors.index.json or pytorch_model.bin"
     )

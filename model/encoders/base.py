@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from model.checkpoints.grids import PatchGrid
 from utils.batch import Batch
 from utils.registry import Registry
 
@@ -85,17 +86,14 @@ class Encoder(nn.Module, ABC):
         for tower in self.children():
             tower.compile()
 
-    def resize(self, name: str, value: Tensor) -> Tensor | None:
-        """Resize a checkpoint's position grid to this encoder's image size; None if `name` is another tensor.
-
-        Args:
-            name: name of the tensor in this encoder's state dict.
-            value: position embedding of another image size.
-
-        Raises:
-            ValueError: the shape of the source grid is unknown.
-        """
+    def patches(self, name: str) -> PatchGrid | None:
+        """The patches whose positions a tensor of the state dict holds; None if it holds something else."""
         return None
+
+    @property
+    def activations(self) -> Mapping[str, str]:
+        """Tower (image, text) -> activation of its MLPs, by timm's name."""
+        return {}
 
 
 ENCODERS: Registry[type[Encoder]] = Registry("encoder")

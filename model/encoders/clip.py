@@ -6,15 +6,18 @@ from typing import Annotated
 import torch
 from torch import Tensor, nn
 
+from model.checkpoints.facts import TIMM_NAMES
+from model.checkpoints.grids import PatchGrid
 from model.encoders.base import ENCODERS, Encoded, Encoder
 from model.encoders.towers import (
     ImageOptions,
     Temperature,
     TextOptions,
+    activation_of,
     build_text_model,
     build_vit,
     load_vit,
-    resize_position_grid,
+    patches_of,
     set_patch_grid,
 )
 from utils.batch import end_of_text
@@ -51,7 +54,7 @@ class CLIPEncoder(Encoder):
             image, text = replace(image, pretrained=False), replace(text, pretrained=False)
         self.image = ImageTower(image_size, embed_dim, image)
         self.text = TextTower(text_length, embed_dim, text)
-        self.embed_dim, self.logit_scale = embed_dim, 1 / temperature
+        self.image_size, self.embed_dim, self.logit_scale = image_size, embed_dim, 1 / temperature
         self.vocab_size = self.text.trunk.config.vocab_size
         self.notes = self.image.notes
 
@@ -63,11 +66,13 @@ class CLIPEncoder(Encoder):
         tokens = self.text(caption_ids)
         return Encoded(tokens[torch.arange(len(tokens), device=tokens.device), end_of_text(caption_ids)], tokens)
 
-    def resize(self, name: str, value: Tensor) -> Tensor | None:
-        trunk = self.image.trunk
-        if name != "image.trunk.pos_embed" or value.ndim != 3 or value.shape[-1] != trunk.embed_dim:
-            return None
-        return resize_position_grid(value, trunk.patch_embed.grid_size, trunk.num_prefix_tokens)
+    def patches(self, name: str) -> PatchGrid | None:
+        return patches_of(self.image.trunk, self.image_size) if name == "image.trunk.pos_embed" else None
+
+    @property
+    def activations(self) -> dict[str, str]:
+        text: str = self.text.trunk.config.hidden_act
+        return {"image": activation_of(self.image.trunk), "text": TIMM_NAMES.get(text, text)}
 
 
 class ImageTower(nn.Module):
@@ -79,7 +84,7 @@ class ImageTower(nn.Module):
         set_patch_grid(trunk, image_size, options.stride)
         width = trunk.embed_dim
         nn.init.normal_(trunk.head.weight, std=width**-0.5)  # CLIP's scheme; some of timm's start at zero
-        self.notes = load_vit(trunk, options) if options.pretrained else ()
+        self.notes = load_vit(trunk, options, image_size) if options.pretrained else ()
         self.projection = nn.Linear(width, embed_dim, bias=False)  # without the bias of timm's head, as in CLIP
         self.projection.weight = trunk.head.weight
         trunk.reset_classifier(0)

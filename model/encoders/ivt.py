@@ -10,15 +10,16 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from model.checkpoints.grids import PatchGrid
 from model.encoders.base import ENCODERS, Encoded, Encoder
 from model.encoders.bert_embeddings import WordOptions, build_words, load_text_mlps
 from model.encoders.towers import (
     ImageOptions,
     Temperature,
+    activation_of,
     build_vit,
-    grid_of,
     load_vit,
-    resize_position_grid,
+    patches_of,
     set_patch_grid,
 )
 from utils.batch import caption_mask
@@ -85,7 +86,7 @@ class IVTEncoder(Encoder):
         set_patch_grid(self.trunk, image_size, image.stride)
         self.type_embed = nn.Parameter(nn.init.trunc_normal_(torch.empty_like(self.trunk.pos_embed), std=0.02))
         self.words = build_words(self.trunk.embed_dim, text_length, text)
-        self.notes = load_vit(self.trunk, image, keep=".text_mlp.") if image.pretrained else ()
+        self.notes = load_vit(self.trunk, image, image_size, keep=".text_mlp.") if image.pretrained else ()
         if text.pretrained:
             load_text_mlps(self.words, self.trunk.blocks, text)
         self.image_size, self.embed_dim, self.logit_scale = image_size, self.trunk.embed_dim, 1 / temperature
@@ -135,13 +136,12 @@ class IVTEncoder(Encoder):
         for block in self.trunk.blocks:
             block.compile()
 
-    def resize(self, name: str, value: Tensor) -> Tensor | None:
-        width = self.trunk.embed_dim
-        if name not in ("trunk.pos_embed", "type_embed") or value.ndim != 3 or value.shape[-1] != width:
-            return None
-        patch_embed = self.trunk.patch_embed
-        source = grid_of(value.shape[1] - 1, self.image_size, patch_embed.patch_size)
-        return resize_position_grid(value, patch_embed.grid_size, source=source)
+    def patches(self, name: str) -> PatchGrid | None:
+        return patches_of(self.trunk, self.image_size) if name in ("trunk.pos_embed", "type_embed") else None
+
+    @property
+    def activations(self) -> dict[str, str]:
+        return {"image": activation_of(self.trunk)}
 
 
 def keep_tokens(tokens: Tensor, mask: Tensor | None, kept: Tensor) -> tuple[Tensor, Tensor | None]:

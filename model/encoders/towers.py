@@ -1,21 +1,22 @@
 """CLIP's two towers, built by name: timm's vision transformers and transformers' CLIP text model, and their weights."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
 
 import timm
 import torch
-import torch.nn.functional as F
 from huggingface_hub.errors import StrictDataclassError
 from timm.layers import set_reentrant_ckpt
 from timm.models.vision_transformer import VisionTransformer
-from torch import Tensor, nn
+from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection, PretrainedConfig
 
 from configs.schema import CLIP_MEAN, CLIP_STD
+from model.checkpoints.facts import Facts
 from model.checkpoints.files import read_weights, state_dict_of
+from model.checkpoints.grids import PatchGrid, fit_positions, patch_grid
+from model.checkpoints.grids import resize_position_grid as resize_position_grid
 from utils.checkpoint import load_state
 from utils.errors import CheckpointError, ConfigError
 from utils.options import Option, option
@@ -56,46 +57,6 @@ class TextOptions:
     checkpointing: bool = option(False, help=CHECKPOINTING, resumable=True)
 
 
-def resize_position_grid(
-    position_embedding: Tensor, grid: tuple[int, int], prefix: int = 1, *, source: tuple[int, int] | None = None
-) -> Tensor:
-    """Resize the position embedding of a grid: (1, prefix + n, W) -> (1, prefix + rows * columns, W).
-
-    Bilinear, without antialiasing, corners not aligned (anosorae/IRRA@cfc2378:model/clip_model.py:resize_pos_embed).
-
-    Args:
-        position_embedding: positions of the source grid, row by row.
-        grid: rows and columns wanted.
-        prefix: number of positions before the grid, which are kept (the class token).
-        source: rows and columns of the source grid; None assumes a square.
-
-    Raises:
-        ValueError: not a position embedding, or the source grid is not square and not given.
-    """
-    if position_embedding.ndim != 3:
-        raise ValueError(f"shape must be (1, positions, width), got {tuple(position_embedding.shape)}")
-    rows, columns = grid
-    cls, patches = position_embedding[:, :prefix], position_embedding[:, prefix:]
-    side = math.isqrt(patches.shape[1])
-    if source is None and side * side != patches.shape[1]:
-        raise ValueError(
-            f"{patches.shape[1]} positions do not form a square, so the source grid is unknown; set data.image_size "
-            "and model.image.stride to the values of its training"
-        )
-    image = patches.reshape(1, *(source or (side, side)), -1).permute(0, 3, 1, 2)
-    resized = F.interpolate(image.float(), size=(rows, columns), mode="bilinear", align_corners=False)
-    return torch.cat([cls, resized.permute(0, 2, 3, 1).flatten(1, 2).to(cls.dtype)], dim=1)
-
-
-def grid_of(positions: int, image_size: tuple[int, int], patch: tuple[int, int]) -> tuple[int, int] | None:
-    """The grid with this number of positions that some stride gives for images of this size; None without one."""
-    for stride in range(1, patch[0] + 1):
-        rows, columns = _grid(image_size, patch, stride)
-        if rows * columns == positions:
-            return rows, columns
-    return None
-
-
 def set_patch_grid(trunk: VisionTransformer, image_size: tuple[int, int], stride: int | None) -> None:
     """Set the stride of the patches, and initialise the positions of the new grid.
 
@@ -114,16 +75,11 @@ def set_patch_grid(trunk: VisionTransformer, image_size: tuple[int, int], stride
             f"model.image.stride: must be from 1 to {min(patch)} for patches of {patch[0]}x{patch[1]} in images of "
             f"{image_size[0]}x{image_size[1]}, got {stride}"
         )
-    rows, columns = _grid(image_size, patch, stride)
+    rows, columns = patch_grid(image_size, patch, stride)
     trunk.patch_embed.proj.stride = (stride, stride)
     trunk.patch_embed.grid_size, trunk.patch_embed.num_patches = (rows, columns), rows * columns
     shape = (1, trunk.num_prefix_tokens + rows * columns, trunk.embed_dim)
     trunk.pos_embed = nn.Parameter(torch.empty(shape).normal_(std=0.02))
-
-
-def _grid(image_size: tuple[int, int], patch: tuple[int, int], stride: int) -> tuple[int, int]:
-    rows, columns = (1 + (size - edge) // stride for size, edge in zip(image_size, patch, strict=True))
-    return rows, columns
 
 
 def build_vit(options: ImageOptions, **settings: Any) -> VisionTransformer:
@@ -151,12 +107,15 @@ def build_vit(options: ImageOptions, **settings: Any) -> VisionTransformer:
     return model
 
 
-def load_vit(trunk: VisionTransformer, options: ImageOptions, *, keep: str | None = None) -> tuple[str, ...]:
+def load_vit(
+    trunk: VisionTransformer, options: ImageOptions, image_size: tuple[int, int], *, keep: str | None = None
+) -> tuple[str, ...]:
     """Load pretrained weights into `trunk` and its head, if it has one; returns remarks for the log.
 
     Args:
         trunk: timm model to load into.
         options: options of the vision tower.
+        image_size: height and width in pixels.
         keep: substring of the names of tensors that plain vision transformers lack; they keep their values.
     """
     notes = []
@@ -177,12 +136,17 @@ def load_vit(trunk: VisionTransformer, options: ImageOptions, *, keep: str | Non
         state.setdefault("head.bias", current["head.bias"])  # unused: CLIP's projection has no bias
     if keep is not None:
         state |= {name: value for name, value in current.items() if keep in name}
-    if "pos_embed" in state and state["pos_embed"].shape != trunk.pos_embed.shape:
-        grid = trunk.patch_embed.grid_size
+    if "pos_embed" in state:
+        facts = Facts(options.arch, tuple(trunk.pretrained_cfg["input_size"][1:]), square=True)
         try:
-            state["pos_embed"] = resize_position_grid(state["pos_embed"], grid, trunk.num_prefix_tokens)
+            state["pos_embed"], remark = fit_positions(state["pos_embed"], patches_of(trunk, image_size), facts)
         except ValueError as error:
-            raise CheckpointError(f"{source}: pos_embed cannot be resized to this image size: {error}") from None
+            raise CheckpointError(
+                f"{source}: pos_embed cannot be resized to this image size: {error}; set data.image_size and "
+                "model.image.stride to those of its training"
+            ) from None
+        notes += [f"model.image: position grid of {source}: {remark}"] if remark else []
+    _check_activation(trunk, options)
     load_state(trunk, state, source)
     mean, std = (tuple(trunk.pretrained_cfg[key]) for key in ("mean", "std"))
     if (mean, std) != (CLIP_MEAN, CLIP_STD):
@@ -191,6 +155,38 @@ def load_vit(trunk: VisionTransformer, options: ImageOptions, *, keep: str | Non
             f"data.image_std={list(std)}"
         )
     return tuple(notes)
+
+
+def patches_of(trunk: VisionTransformer, image_size: tuple[int, int]) -> PatchGrid:
+    """The patches of a vision tower for images of this size."""
+    patch_embed = trunk.patch_embed
+    return PatchGrid(patch_embed.grid_size, image_size, patch_embed.patch_size, trunk.num_prefix_tokens)
+
+
+def activation_of(trunk: VisionTransformer) -> str:
+    """The activation of a vision tower by its name in timm: gelu, quick_gelu, gelu_tanh, ..."""
+    activation = trunk.blocks[0].mlp.act
+    if getattr(activation, "approximate", "none") == "tanh":
+        return "gelu_tanh"
+    return {"QuickGELU": "quick_gelu", "GELUTanh": "gelu_tanh"}.get(
+        type(activation).__name__, type(activation).__name__.lower()
+    )
+
+
+def _check_activation(trunk: VisionTransformer, options: ImageOptions) -> None:
+    """Raise `ConfigError` if timm lists the weights of this name for QuickGELU, and the tower has another one.
+
+    For some of them it also lists a tower with GELU, whose features differ.
+    """
+    name, _, tag = options.arch.partition(".")
+    twin = f"{name.replace('_clip_', '_clip_quickgelu_')}.{tag}"
+    if options.pretrained is not True or not tag or twin == options.arch or not timm.models.is_model_pretrained(twin):
+        return
+    if activation_of(trunk) != "quick_gelu":
+        raise ConfigError(
+            f"model.image.arch: the weights {options.arch} were trained with QuickGELU, got {activation_of(trunk)}; "
+            f"set model.image.arch={twin}"
+        )
 
 
 def _pretrained_vit(options: ImageOptions) -> VisionTransformer:

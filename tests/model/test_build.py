@@ -7,7 +7,7 @@ import torch
 
 import train as train_program
 from configs.schema import load_config
-from model.build import build_teacher
+from model.build import build_encoder, build_task, build_teacher
 from model.objectives.consensus import FITS
 from processor.resolve import resolve
 from tests.helpers.configs import CONFIGS, NOISE, ROOT, config_of, rde_config
@@ -38,6 +38,16 @@ def test_batch_statistics_are_refused(root: Path) -> None:
 def test_the_fit_follows_the_noise_and_the_data_set(overrides: list[str], fit: str, root: Path) -> None:
     task = task_of(rde_config(root, *overrides))
     assert task.objectives["tal"].fit == FITS[fit]  # type: ignore[union-attr]
+
+
+def test_no_builder_leaves_random_weights_in_place_of_the_initial_checkpoint(root: Path, tmp_path: Path) -> None:
+    trained = build_task(config_of("baseline", root))
+    save_checkpoint(tmp_path / "best.pt", {"model": trained.state_dict()})
+    config = config_of("baseline", root, f"init.path={tmp_path / 'best.pt'}")
+    for name, value in build_task(config).state_dict().items():
+        assert torch.equal(value, trained.state_dict()[name])
+    with pytest.raises(ConfigError, match=r"init\.path: has the weights .* use build_task"):
+        build_encoder(config)
 
 
 # --- teachers ---------------------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from configs.schema import InitConfig, load_config
 from model.build import build_task
 from model.checkpoints.formats import FORMATS, irra, own
+from model.checkpoints.grids import resize_position_grid
 from model.load import LoadReport, load_converted, load_init, load_weights
 from model.task import RetrievalTask
 from tests.helpers.checkpoints import encoder_only, fmfa_head, our_clip, save_plain, save_torchscript, their_clip
@@ -20,6 +21,7 @@ from tests.helpers.configs import config_of
 from tests.helpers.fuzzing import FUZZ, PLAIN
 from tests.helpers.golden import RECIPE, close, features_are_the_authors, golden_batch, golden_overrides, golden_weights
 from utils.checkpoint import save_checkpoint
+from utils.config import to_yaml
 from utils.errors import CheckpointError, ConfigError
 
 
@@ -129,6 +131,56 @@ def test_another_image_size_resizes_the_position_grid_and_says_so(model_golden: 
     close(fresh.state_dict()["encoder.image.trunk.pos_embed"][0], model_golden["posembed/dst"])
 
 
+GRIDS: dict[str, tuple[int, list[int], list[int] | None, tuple[int, int], str]] = {
+    # positions, data.image_size, init.image_size, source grid, reason
+    "as published": (192, [192, 256], None, (24, 8), "as published"),
+    "as published, not square": (192, [224, 224], None, (24, 8), "as published"),
+    "given": (192, [384, 128], [192, 256], (12, 16), "init.image_size"),
+    "given, though square": (16, [64, 64], [128, 32], (8, 2), "init.image_size"),
+    "square": (196, [384, 128], None, (14, 14), "assumed, because its positions form a square"),
+}
+
+
+@pytest.mark.parametrize("case", GRIDS)
+def test_any_position_grid_is_resized_from_its_true_rows_and_columns(case: str, tmp_path: Path) -> None:
+    positions, wanted, given, source, reason = GRIDS[case]
+    weights, name = their_clip((224, 224)).state_dict(), "encoder.image.trunk.pos_embed"
+    weights["visual.positional_embedding"] = torch.randn(1 + positions, 128)
+    weights = {f"base_model.{theirs}": value for theirs, value in weights.items()}  # as IRRA saves them
+    save_plain(weights, tmp_path / "x.pth")
+    task, grid = our_clip(f"data.image_size={wanted}"), (wanted[0] // 16, wanted[1] // 16)
+    report = load_init(task, InitConfig(str(tmp_path / "x.pth"), image_size=tuple(given) if given else None))
+    expected = resize_position_grid(irra(weights)[name], grid, source=source)
+    assert torch.equal(task.state_dict()[name], expected) and report.resized == [name]
+    message = f"position grid {name}: {source[0]}x{source[1]} ({reason}) resized to {grid[0]}x{grid[1]}"
+    assert any(note.startswith(message) for note in report.notes)
+
+
+def test_as_many_positions_are_taken_for_the_same_grid_and_this_is_said(
+    model_golden: dict[str, np.ndarray], tmp_path: Path
+) -> None:
+    save_plain(golden_weights(model_golden), tmp_path / "x.pth")
+    report = load_weights(build_task(load_config(RECIPE, golden_overrides(model_golden))), tmp_path / "x.pth")
+    assert not report.resized and "4x2, assumed, because the file has as many positions" in str(report.notes)
+    with pytest.raises(CheckpointError, match=r"init\.image_size: no stride gives its 8 positions in images of 96x96"):
+        load_weights(
+            build_task(load_config(RECIPE, golden_overrides(model_golden))), tmp_path / "x.pth", image_size=(96, 96)
+        )
+
+
+def test_the_config_inside_our_checkpoint_tells_its_grid(root: Path, tmp_path: Path) -> None:
+    name = "encoder.image.trunk.pos_embed"
+    before, after = (config_of("baseline", root, f"data.image_size={size}") for size in ([64, 32], [32, 64]))
+    saved, task = build_task(before), build_task(after)
+    save_checkpoint(tmp_path / "best.pt", {"model": saved.state_dict(), "config": to_yaml(before)})
+    report = load_weights(task, tmp_path / "best.pt")
+    expected = resize_position_grid(saved.state_dict()[name], (2, 4), source=(4, 2))
+    assert torch.equal(task.state_dict()[name], expected) and "4x2 (the config inside) resized to 2x4" in str(
+        report.notes
+    )
+    assert not load_weights(build_task(before), tmp_path / "best.pt").notes
+
+
 # --- refused files ----------------------------------------------------------------------------------------------------
 
 
@@ -175,6 +227,29 @@ def test_a_grid_of_another_form_is_in_the_table(model_golden: dict[str, np.ndarr
     assert "encoder.image.trunk.pos_embed" in message and "(64,)" in message
 
 
+KINDS: dict[str, tuple[Callable[[torch.Tensor], torch.Tensor], str]] = {
+    "integer": (lambda value: value.to(torch.int8), r"\(integer, float in the model\)"),
+    "complex": (lambda value: value.to(torch.complex64), r"\(complex, float in the model\)"),
+    "not finite": (lambda value: value / 0, r"\(NaN or infinite\)"),
+    "sparse": (lambda value: value.to_sparse(), r"\(sparse\)"),
+    "meta": (lambda value: value.to("meta"), r"\(without values \(meta device\)\)"),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "name", ["visual.conv1.weight", "visual.positional_embedding", "transformer.resblocks.0.ln_1.bias"]
+)
+def test_weights_of_another_kind_are_refused(
+    name: str, kind: str, model_golden: dict[str, np.ndarray], tmp_path: Path
+) -> None:
+    weights, (change, message) = golden_weights(model_golden), KINDS[kind]
+    weights[f"base_model.{name}"] = change(weights[f"base_model.{name}"])
+    torch.save(weights, tmp_path / "x.pth")
+    task = build_task(load_config(RECIPE, golden_overrides(model_golden)), None)
+    untouched(task, lambda: load_weights(task, tmp_path / "x.pth"), rf"x\.pth: 1 tensors .*{message}; nothing was")
+
+
 def test_a_deeper_model_is_refused_for_what_has_no_place(model_golden: dict[str, np.ndarray], tmp_path: Path) -> None:
     torch.save(golden_weights(model_golden), tmp_path / "x.pth")
     shallow = [*golden_overrides(model_golden), "model.text.options.num_hidden_layers=1"]
@@ -205,7 +280,7 @@ def test_a_grid_that_is_not_square_cannot_be_resized_and_says_how_to_load_it(
     untouched(
         task,
         lambda: load_weights(task, tmp_path / "x.pth"),
-        r"pos_embed cannot be resized.*do not form a square.*data\.image_size",
+        r"pos_embed cannot be resized.*do not form a square.*set init\.image_size",
     )
 
 

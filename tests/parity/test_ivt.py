@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from configs.schema import load_config
 from model.build import build_task
 from model.checkpoints.formats import ivt
+from model.checkpoints.grids import resize_position_grid
 from model.encoders.ivt import IVTEncoder, keep_tokens
-from model.encoders.towers import resize_position_grid
 from model.load import LoadReport, load_converted, load_weights
 from model.task import RetrievalTask
 from processor.resolve import resolve

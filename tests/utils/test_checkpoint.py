@@ -91,6 +91,14 @@ def test_another_architecture_is_told_tensor_by_tensor() -> None:
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
 
 
+def test_a_state_that_is_not_finite_is_refused_before_anything_is_copied() -> None:
+    model = nn.Linear(2, 3)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(CheckpointError, match=r"x\.pt: 1 tensors .*: bias \(NaN or infinite\); nothing was loaded"):
+        load_state(model, {"weight": torch.zeros(3, 2), "bias": torch.tensor([0.0, float("nan"), 1.0])}, "x.pt")
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
 def test_a_full_disk_leaves_the_old_checkpoint(tmp_path: Path, small_disk) -> None:
     save_checkpoint(tmp_path / "a.pt", {"epoch": 1})
     small_disk(20_000)

@@ -9,11 +9,13 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+import utils.metrics
 from tests.helpers.configs import GOLDEN, ROOT
 from utils.metrics import Ranking, rank_queries, retrieval_metrics, similarity_chunks, streamed_metrics
 
@@ -101,7 +103,18 @@ def test_equals_the_restatement_with_and_without_ties(seed: int, levels: int) ->
 @given(seed=seeds, levels=st.integers(1, 3), chunk=st.integers(1, 50))
 def test_streamed_equals_full_for_any_chunk(seed: int, levels: int, chunk: int) -> None:
     query, gallery, *pids = random_case(seed, levels)
-    assert streamed_metrics(query, gallery, *pids, chunk=chunk) == retrieval_metrics(query @ gallery.T, *pids)
+    streamed = rank_queries(similarity_chunks(query, gallery, chunk=chunk), *pids).summary()
+    assert streamed == retrieval_metrics(query @ gallery.T, *pids)
+
+
+def test_streamed_metrics_are_of_cosines_and_leave_unit_vectors_as_they_are() -> None:
+    query, gallery, *pids = random_case(4)
+    units = F.normalize(query), F.normalize(gallery)
+    expected = rank_queries(similarity_chunks(*units), *pids).summary()
+    assert streamed_metrics(*units, *pids) == expected
+    lengths = 1 + 9 * torch.rand(len(gallery), 1)
+    assert streamed_metrics(3 * query, lengths * gallery, *pids) == pytest.approx(expected, abs=1e-9)
+    assert utils.metrics._unit(units[0]) is units[0]
 
 
 @settings(max_examples=30, deadline=None)
@@ -166,7 +179,8 @@ def test_embeddings_that_carry_gradients_are_accepted() -> None:
     query, gallery, *pids = random_case(6, levels=2)
     expected = streamed_metrics(query, gallery, *pids)
     assert streamed_metrics(query.requires_grad_(), gallery.requires_grad_(), *pids) == expected
-    assert retrieval_metrics(query @ gallery.T, *pids) == expected
+    cosines = F.normalize(query) @ F.normalize(gallery).T
+    assert retrieval_metrics(cosines, *pids) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from model.checkpoints.files import state_dict_of
+from model.checkpoints.files import read_weights, state_dict_of
 from model.load import load_weights
 from tests.helpers.checkpoints import CONTAINERS, our_clip
 from utils.errors import CheckpointError
+from utils.integrity import file_hash
 
 
 def cut(path: Path, part: float = 0.6) -> None:
@@ -40,6 +41,20 @@ def test_damaged_bytes_never_end_in_a_traceback(container: str, tmp_path: Path) 
         (tmp_path / name).write_bytes(damaged)
         with pytest.raises(CheckpointError):  # weights are missing in any case
             load_weights(task, tmp_path / name)
+
+
+@pytest.mark.parametrize("container", ["TorchScript archive", "safetensors", "folder"])
+def test_a_file_that_differs_from_its_checksum_is_refused(container: str, tmp_path: Path) -> None:
+    save, name = CONTAINERS.get(container, CONTAINERS["safetensors"])
+    path = tmp_path / ("model.safetensors" if container == "folder" else name)
+    save({"visual.conv1.weight": torch.zeros(40, 40)}, path)
+    content = bytearray(path.read_bytes())
+    if container != "TorchScript archive":  # its archive holds checksums
+        path.with_name(f"{path.name}.sha256").write_text(f"{file_hash(path)}  {path.name}\n")
+    content[content.rindex(bytes(4000)) + 2000] = 1  # in the tensor: readers do not notice
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match=rf"{path.name}: damaged \((its SHA-256|wrong checksum)"):
+        read_weights(tmp_path if container == "folder" else path)
 
 
 def hugging_face_folder_with(name: str, content: bytes) -> Callable[[Path], None]:

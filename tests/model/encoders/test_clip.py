@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from model.encoders.towers import resize_position_grid
+from model.checkpoints.grids import resize_position_grid
 from model.task import RetrievalTask
 from tests.helpers.checkpoints import saved_vit
 from tests.helpers.golden import golden_batch, golden_task

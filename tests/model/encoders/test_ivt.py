@@ -8,9 +8,9 @@ from torch import Tensor
 
 from configs.schema import load_config
 from model.build import build_encoder, build_task
+from model.checkpoints.grids import resize_position_grid
 from model.encoders import Encoder
 from model.encoders.ivt import IVTEncoder
-from model.encoders.towers import resize_position_grid
 from processor.resolve import resolve
 from tests.helpers.checkpoints import ivt_sources
 from tests.helpers.configs import ROOT, TINY_IVT

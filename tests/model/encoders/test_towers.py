@@ -11,10 +11,10 @@ from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
 from configs.schema import load_config
 from model.build import build_task
-from model.encoders.towers import resize_position_grid
+from model.checkpoints.grids import resize_position_grid
 from model.task import RetrievalTask
 from tests.helpers.checkpoints import saved_vit
-from tests.helpers.configs import ARCH, GOLDEN, config_of
+from tests.helpers.configs import ARCH, GOLDEN, TINY, config_of
 from tests.helpers.golden import close
 from tests.helpers.steps import exact_task, micro_batches_of, same_step, step_of, take_gradients
 from tests.helpers.tasks import tiny_encoder
@@ -93,7 +93,8 @@ def test_a_vision_tower_starts_from_a_file_of_timms(tmp_path: Path) -> None:
 def test_a_projection_of_another_width_starts_fresh_and_this_is_said(tmp_path: Path) -> None:
     file, source = saved_vit(tmp_path, num_classes=10)
     encoder = tiny_encoder(f"model.image.pretrained={file}")
-    (note,) = encoder.notes
+    note, resized = encoder.notes
+    assert resized.endswith(f"position grid of {file}: 14x14 ({ARCH}) resized to 4x2")
     assert (
         note == f"model.image: {file} has no projection to 64 dimensions (model.embed_dim), so it is initialised afresh"
     )
@@ -221,3 +222,25 @@ def test_checkpointing_keeps_less_and_changes_no_gradient(method: str, towers: s
 def test_checkpointing_works_with_micro_batches(root: Path) -> None:
     more = ["model.image.checkpointing=true", "model.text.checkpointing=true", "train.accumulate=2"]
     same_step(step_of(config_of("rde", root, *more), 0), step_of(config_of("rde", root), 0))
+
+
+# --- activations ------------------------------------------------------------------------------------------------------
+
+
+def test_weights_that_timm_lists_for_quickgelu_are_refused_in_a_tower_with_gelu(tmp_path: Path) -> None:
+    sizes = {"embed_dim": 64, "depth": 1, "num_heads": 1, "patch_size": 16}
+    source = timm.create_model("vit_base_patch16_clip_224.openai", num_classes=64, **sizes)
+    torch.save(source.state_dict(), tmp_path / "vit.pth")
+    overlay = f"model.image.options.pretrained_cfg_overlay={{file: {tmp_path}/vit.pth, num_classes: 64}}"
+    wrong = ["model.image.arch=vit_base_patch16_clip_224.openai", "model.image.pretrained=true", overlay]
+    with pytest.raises(ConfigError, match=r"^model\.image\.arch: .*set model.image.arch=.*_clip_quickgelu_224\.openai"):
+        tiny_encoder(*wrong)
+    tiny_encoder(*wrong, "model.image.options.act_layer=quick_gelu")
+    tiny_encoder(*wrong, "model.image.arch=vit_base_patch16_clip_224.laion2b")
+
+
+def test_towers_with_different_activations_are_said() -> None:
+    config = load_config("configs/baseline.yaml", [*TINY, "model.image.options.act_layer=gelu"])
+    (note,) = build_task(config).notes
+    assert "the towers have different activations (image gelu, text quick_gelu)" in note
+    assert not build_task(load_config("configs/baseline.yaml", TINY)).notes
