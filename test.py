@@ -8,7 +8,7 @@ from typing import Any
 
 from configs.schema import Config, load_config
 from datasets.annotations import Annotations, load_annotations
-from datasets.loaders import build_eval_loaders, data_tokenizer
+from datasets.loaders import build_eval_loaders, data_tokenizer, worker_notes
 from datasets.presence import require_images
 from datasets.text.tokenizers import TextTokenizer
 from model.build import build_task
@@ -92,7 +92,7 @@ def load_task(arguments: argparse.Namespace) -> tuple[Config, RetrievalTask, str
         report = load_weights(task, weights, format=format)
         source = report.origin
         task.notes += [] if arguments.run else [report.table()]
-    for note in task.notes:
+    for note in (*task.notes, *worker_notes(config.data)):
         LOGGER.info("%s", note)
     return config, task, source
 
