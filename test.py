@@ -9,7 +9,7 @@ from typing import Any
 
 from configs.schema import Config, InitConfig, load_config
 from datasets.annotations import Annotations, load_annotations
-from datasets.loaders import build_eval_loaders, data_tokenizer
+from datasets.loaders import build_eval_loaders, data_tokenizer, worker_notes
 from datasets.presence import require_images
 from datasets.text.tokenizers import TextTokenizer
 from model.build import build_task
@@ -90,7 +90,7 @@ def load_task(arguments: argparse.Namespace) -> tuple[Config, RetrievalTask, str
             raise ConfigError("--format: needs --weights")
         config = load_config(arguments.config, [*init_overrides(arguments), *arguments.set])
     task = build_task(config)
-    for note in task.notes:
+    for note in (*task.notes, *worker_notes(config.data)):
         if not (arguments.run and note.startswith("weights from ")):  # a run's weights fit: the table would say nothing
             LOGGER.info("%s", note)
     return config, task, task.weights_from or f"{config.name} before training"

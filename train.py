@@ -9,7 +9,14 @@ import torch
 
 from configs.schema import Config, load_config
 from datasets.annotations import ADAPTERS, SPLITS, Annotations, load_annotations
-from datasets.loaders import EvalLoaders, TrainLoader, build_eval_loaders, build_train_loader, data_tokenizer
+from datasets.loaders import (
+    EvalLoaders,
+    TrainLoader,
+    build_eval_loaders,
+    build_train_loader,
+    data_tokenizer,
+    worker_notes,
+)
 from datasets.noise import Index
 from datasets.presence import require_images
 from datasets.text.levels import check_levels
@@ -138,7 +145,8 @@ def train(config: Config, run: Path | None = None, *, resumption: Resumption | N
         LOGGER.info("version %s, %s on %s", VERSION, config.name, describe_device(device))
         LOGGER.info("%.2f M parameters, run folder %s", size, run)
         LOGGER.info("%s\n%s", config.data.dataset, annotations.table())
-        for note in (*annotations.notes(), *task.notes, *(resumption.notes if resumption else ())):
+        resume_notes = resumption.notes if resumption else ()
+        for note in (*annotations.notes(), *task.notes, *worker_notes(config.data), *resume_notes):
             LOGGER.info("%s", note)
         if loader.pairs.noise is not None and rank() == 0:
             save_noise(loader.pairs.noise, run)

@@ -56,7 +56,10 @@ class DataConfig:
     val_ids: int = option(200, ge=0, help="training identities held out as val, if there is no val split to select on")
     on_bad_image: Literal["error", "skip"] = option("error", help="skip: replace unreadable images, count and log them")
     workers: int | None = option(
-        None, ge=0, help="data loading workers; null: one per core, at most 8 per process", resumable=True
+        None,
+        ge=0,
+        help="data loading workers; null: one per core, at most 8 per process; capped at the number of cores",
+        resumable=True,
     )
     timeout: int = option(300, ge=1, help="seconds to wait for a batch before the run is ended", resumable=True)
 

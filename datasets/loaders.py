@@ -205,12 +205,19 @@ def data_tokenizer(config: DataConfig, folder: Path, *, most: int, kinds: Collec
 
 
 def num_workers(config: DataConfig) -> int:
-    """Number of data loading workers of this process; raises `ConfigError` for more than there are cores."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Number of data loading workers of this process, at most one per core."""
     if config.workers is None:
-        return max(1, min(cores // local_processes(), 8))
-    if config.workers > cores:
-        raise ConfigError(
-            f"data.workers: this machine has {cores} cores, got {config.workers}; use null for one a core"
-        )
-    return config.workers
+        return max(1, min(num_cores() // local_processes(), 8))
+    return min(config.workers, num_cores())
+
+
+def worker_notes(config: DataConfig) -> list[str]:
+    """A remark for the log if the config, perhaps of a bigger machine, asks for more workers than cores."""
+    if num_workers(config) == config.workers or config.workers is None:
+        return []
+    return [f"data.workers: {num_workers(config)} in place of {config.workers}, one per core of this machine"]
+
+
+def num_cores() -> int:
+    """Number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -57,7 +57,6 @@ TRAIN_MISTAKES = {
         ["data.dataset=cuhk_pedes", "data.root=/nowhere"],
         "error: /nowhere/CUHK-PEDES: no such data set folder",
     ),
-    "workers": (["data.workers=4096"], "error: data.workers: this machine has"),
     "tokenizer": (["data.tokenizer=/nowhere"], "error: data.tokenizer: no tokenizer '/nowhere' found"),
     "weights": (
         ["model.text={arch: openai/clip-vit-base-patch16, pretrained: true}"],
@@ -81,6 +80,21 @@ def test_train_mistakes_exit_with_one_line(case: str, tiny: list[str], monkeypat
     assert status == 1
     (line,) = [line for line in error.splitlines() if line.startswith("error: ")]
     assert message in line and "Traceback" not in error
+
+
+def test_a_config_of_a_bigger_machine_trains_and_evaluates(
+    tiny: list[str], tmp_path: Path, monkeypatch, capsys
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0}, raising=False)
+    start = ["--config", ROOT / "configs/baseline.yaml", "--run", tmp_path / "run", "--set", *tiny]
+    note = "INFO: data.workers: 1 in place of 4096, one per core of this machine"
+    for program, arguments in (
+        (train_program, [*start, "data.workers=4096"]),
+        (test_program, ["--run", tmp_path / "run"]),
+    ):
+        status, out, error = run_program(program.main, monkeypatch, capsys, *arguments)
+        assert status == 0 and out.count(note) == 1, error
+    assert "workers: 4096" in (tmp_path / "run/config.yaml").read_text()
 
 
 def test_fine_tuning_without_the_weights_says_which(tiny: list[str], tmp_path: Path, monkeypatch, capsys) -> None:

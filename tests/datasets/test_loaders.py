@@ -11,13 +11,13 @@ from configs.schema import DataConfig, load_config
 from datasets.annotations import load_annotations
 from datasets.collate import longest
 from datasets.images import read_image
-from datasets.loaders import SEPARATE_DRAWS, build_eval_loaders, data_tokenizer, num_workers
+from datasets.loaders import SEPARATE_DRAWS, build_eval_loaders, data_tokenizer, num_workers, worker_notes
 from datasets.transforms import build_transform
 from tests.helpers.configs import ROOT, rde_config
 from tests.helpers.loaders import fields_of, level_loader, train_loader
 from tests.helpers.tasks import flagged_loader_of, task_of
 from utils.batch import FIELDS
-from utils.errors import ConfigError, DataError
+from utils.errors import DataError
 
 
 def test_a_batch_holds_exactly_the_fields_asked_for(root: Path) -> None:
@@ -108,11 +108,15 @@ def test_a_truncated_image_is_named_and_stops_the_loader(workers: int, root: Pat
 # --- workers ----------------------------------------------------------------------------------------------------------
 
 
-def test_more_workers_than_cores_is_an_error_with_the_number_of_cores() -> None:
-    with pytest.raises(ConfigError, match=r"data\.workers: this machine has \d+ cores, got 4096"):
-        num_workers(DataConfig(workers=4096))
-    assert 1 <= num_workers(DataConfig(workers=None)) <= 8
-    assert num_workers(DataConfig(workers=0)) == 0
+def test_workers_are_capped_at_the_cores_with_a_note(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1, 2}, raising=False)
+    for asked, expected in ((0, 0), (3, 3), (None, 3)):
+        assert num_workers(DataConfig(workers=asked)) == expected and worker_notes(DataConfig(workers=asked)) == []
+    for asked in (4, 4096, 10**30):
+        assert num_workers(DataConfig(workers=asked)) == 3
+        assert worker_notes(DataConfig(workers=asked)) == [
+            f"data.workers: 3 in place of {asked}, one per core of this machine"
+        ]
 
 
 def test_processes_of_a_machine_share_its_cores(monkeypatch: pytest.MonkeyPatch) -> None:
