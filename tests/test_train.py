@@ -51,7 +51,7 @@ TRAIN_MISTAKES = {
         "error: data.batch_size: a batch of 40 needs 10 identities with 4 pairs each, got 8",
     ),
     "data set": (["data.dataset=cuhk", "--print-config"], "error: data.dataset: unknown data set 'cuhk'"),
-    "no config": (["--config", "nowhere.yaml"], r"error: nowhere.yaml: no such config file"),
+    "no config": (["--config", "nowhere.yaml"], r"error: nowhere.yaml (relative to the working directory"),
     "model option": (["model.image.options.depht=3", "--print-config"], "error: model.image.options: "),
     "no data": (
         ["data.dataset=cuhk_pedes", "data.root=/nowhere"],

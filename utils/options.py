@@ -12,7 +12,8 @@ from typing import Any
 
 from utils.errors import ConfigError
 
-REQUIRED = "???"  # OmegaConf's mark of a value that must be given
+REQUIRED = "???"  # default of an option that must be given
+LARGEST = 2**63 - 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,11 +26,15 @@ class Option:
     le: float | None = None
     lt: float | None = None
     resumable: bool = False  # may change with --resume, because it does not make another experiment
+    path: bool = False  # file or folder, in which `~` and `$HOME` are expanded
+    deferred: bool = False  # options of components, which keep their spelling until the constructor's types are known
 
     def problem(self, value: float) -> str | None:
         """Reason why a number is out of bounds; None if it is not."""
         if not math.isfinite(value):
             return "must be a finite number"
+        if abs(value) > LARGEST:
+            return "must be between -2^63 and 2^63"
         if (self.ge is not None and value < self.ge) or (self.gt is not None and value <= self.gt):
             return f"must be {self.bounds()}"
         if (self.le is not None and value > self.le) or (self.lt is not None and value >= self.lt):

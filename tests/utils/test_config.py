@@ -79,7 +79,9 @@ def test_a_broken_file_is_an_error_that_names_it(case: str, tmp_path: Path) -> N
 
 
 def test_a_missing_file_is_named() -> None:
-    with pytest.raises(ConfigError, match=r"configs/ira\.yaml: no such config file"):
+    with pytest.raises(
+        ConfigError, match=r"configs/ira\.yaml \(relative to the working directory /.*\): no such config"
+    ):
         load_config("configs/ira.yaml")
 
 
