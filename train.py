@@ -30,6 +30,7 @@ from utils.distributed import describe_device, end_processes, first_alone, rank,
 from utils.errors import ConfigError, DataError
 from utils.exit import exit_on_user_error
 from utils.logger import LOGGER, start_logging
+from utils.paths import expand
 from utils.seed import seed_everything, seed_process
 from utils.version import VERSION
 
@@ -37,8 +38,8 @@ from utils.version import VERSION
 def main() -> None:
     parser = argparse.ArgumentParser(description="Train a text-to-image person retrieval method from a YAML config.")
     action = parser.add_mutually_exclusive_group(required=True)
-    action.add_argument("--config", help="YAML file, for instance configs/irra.yaml")
-    action.add_argument("--resume", type=Path, metavar="RUN", help="resume the run in this folder")
+    action.add_argument("--config", type=expand, help="YAML file, for instance configs/irra.yaml")
+    action.add_argument("--resume", type=expand, metavar="RUN", help="resume the run in this folder")
     action.add_argument(
         "--help-config", nargs="?", const="", metavar="KEY", help="describe the config's options and stop"
     )
@@ -47,7 +48,7 @@ def main() -> None:
     )
     parser.add_argument(  # torchrun takes --run for itself
         *("--run", "--run-folder"),
-        type=Path,
+        type=expand,
         help="run folder to create; default: <train.output>/<data set>/<time>_<name>",
     )
     parser.add_argument("--print-config", action="store_true", help="check the config, print all options and stop")

@@ -15,12 +15,13 @@ from utils.distributed import rank
 from utils.errors import CheckpointError, ConfigError
 from utils.logger import LOGGER, append_json_line
 from utils.options import option_of, schema_of, walk
+from utils.paths import in_full
 
 
 def run_config(run: Path, overrides: list[str]) -> Config:
     """The config of a run folder with overrides applied; raises `ConfigError` if it is not a run folder."""
     if not (run / "config.yaml").is_file():
-        raise ConfigError(f"{run}: not a run folder (it has no config.yaml)")
+        raise ConfigError(f"{in_full(run)}: not a run folder (it has no config.yaml)")
     return load_config(run / "config.yaml", overrides)
 
 
@@ -59,7 +60,9 @@ def last_state(run: Path) -> dict[str, Any]:
     """
     path, best = run / "last.pt", run / "best.pt"
     if not path.exists():
-        raise CheckpointError(f"{path}: no such checkpoint, the run ended before its first one; start it again")
+        raise CheckpointError(
+            f"{in_full(path)}: no such checkpoint, the run ended before its first one; start it again"
+        )
     try:
         content = load_checkpoint(path)
     except CheckpointError as error:

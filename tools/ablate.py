@@ -51,9 +51,9 @@ class Run:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("ablation", type=Path, help="YAML file, for instance configs/ablations/noise.yaml")
+    parser.add_argument("ablation", type=expand, help="YAML file, for instance configs/ablations/noise.yaml")
     parser.add_argument("--seeds", nargs="+", type=int, help="replaces the file's seeds (default there: 1 2 3)")
-    parser.add_argument("--runs", type=Path, help="parent of the run folders, replaces the file's")
+    parser.add_argument("--runs", type=expand, help="parent of the run folders, replaces the file's")
     parser.add_argument("--table", action="store_true", help="print the table of finished runs without training")
     parser.add_argument("--resume", action="store_true", help="resume interrupted runs")
     parser.add_argument(

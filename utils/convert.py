@@ -133,7 +133,7 @@ def _fix(value: Any, hint: Any) -> str:
     """The remedy for a frequent slip, to end the message with."""
     kinds = typing.get_args(hint) if typing.get_origin(hint) in UNIONS else (hint,)
     if value is None and str in kinds:
-        return "; quote the word to mean a text: 'null'"
+        return "; quote a text that reads null or ~"
     if isinstance(value, str) and any(typing.get_origin(kind) in (list, tuple) for kind in kinds):
         return f"; write [{value}]"
     if isinstance(value, str) and {int, float} & set(kinds) and value.lstrip("+-")[:1].isdigit():

@@ -87,7 +87,7 @@ def test_values_that_fit() -> None:
         ("flag: yes", "flag: must be true or false, got 'yes'"),
         ("flag: 1", "flag: must be true or false, got 1"),
         ("kind: onn", "kind: must be one of on, off, got 'onn'"),
-        ("text: null", "text: must be a text, got null; quote the word to mean a text: 'null'"),
+        ("text: null", "text: must be a text, got null; quote a text that reads null or ~"),
         ("text: [a]", "text: must be a text, got ['a']"),
         ("maybe: {a: 1}", "maybe: must be a text or null, got {'a': 1}"),
         ("one_or_two: [1]", "one_or_two: must be a number or a list of 2 numbers, got [1]"),
