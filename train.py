@@ -25,6 +25,7 @@ from processor.resume import check_changes, last_state, restore, run_config
 from processor.teacher_cache import fill_cache
 from processor.trainer import Trainer
 from solver.optimizer import build_optimizer
+from solver.schedule import schedule_notes
 from utils.config import to_yaml
 from utils.distributed import describe_device, end_processes, first_alone, rank, start_processes
 from utils.errors import ConfigError, DataError
@@ -126,7 +127,7 @@ def train(config: Config, run: Path | None = None, *, checkpoint: Mapping[str, A
     LOGGER.info("version %s, %s on %s", VERSION, config.name, describe_device(device))
     LOGGER.info("%.2f M parameters, run folder %s", size, run)
     LOGGER.info("%s\n%s", config.data.dataset, annotations.table())
-    for note in (*annotations.notes(), *task.notes):
+    for note in (*annotations.notes(), *task.notes, *schedule_notes(config.solver.schedule, config.train.epochs)):
         LOGGER.info("%s", note)
     if loader.pairs.noise is not None and rank() == 0:
         save_noise(loader.pairs.noise, run)

@@ -30,8 +30,10 @@ class DataConfig:
     dataset: str = option("synthetic", help="name of a data set adapter, see datasets/annotations.py")
     root: str = option("data", path=True, help="folder that holds the data sets' folders", resumable=True)
     image_size: tuple[int, int] = option((384, 128), ge=1, help="height and width in pixels")
-    image_mean: tuple[float, float, float] = option(CLIP_MEAN, help="RGB mean that the vision tower was trained with")
-    image_std: tuple[float, float, float] = option(CLIP_STD, gt=0, help="RGB deviation, likewise")
+    image_mean: tuple[float, float, float] = option(
+        CLIP_MEAN, ge=0, le=1, help="RGB mean that the vision tower was trained with"
+    )
+    image_std: tuple[float, float, float] = option(CLIP_STD, gt=0, le=1, help="RGB deviation, likewise")
     image_aug: list[Any] = option([], deferred=True, help="augmentations of training images: names, or {name: options}")
     train_resize: Literal["bilinear", "bicubic"] = option(
         "bilinear", help="filter for training images; others: bilinear"
@@ -99,8 +101,8 @@ class SolverConfig:
     optimizer: Literal["adam", "adamw", "sgd"] = option("adam", help="optimizer")
     lr: float = option(1e-5, ge=0, help="base learning rate")
     betas: tuple[float, float] = option((0.9, 0.999), ge=0, lt=1, help="adam, adamw: decay of both moments")
-    eps: float = option(1e-8, ge=0, help="adam, adamw: term in the denominator")
-    momentum: float = option(0.9, ge=0, help="sgd: momentum")
+    eps: float = option(1e-8, gt=0, help="adam, adamw: term in the denominator")
+    momentum: float = option(0.9, ge=0, lt=1, help="sgd: momentum")
     weight_decay: float = option(0.0, ge=0, help="coupled (L2) in adam and sgd, decoupled in adamw")
     rules: list[Rule] = option([], help="settings by parameter name; later rules win, key by key")
     schedule: dict[str, Any] = option({}, deferred=True, help="name of a schedule (default: cosine), and its options")
@@ -113,7 +115,7 @@ class TrainConfig:
     epochs: int = option(60, ge=1, help="epochs", resumable=True)
     precision: Literal["fp32", "bf16", "fp16"] = option("fp32", help="autocast precision; weights and losses are fp32")
     seed: int = option(1, ge=0, le=MAX_SEED, help="seed of weights, shuffling, augmentation and masking")
-    clip_grad: float | None = option(None, ge=0, help="largest gradient norm; null: no clipping")
+    clip_grad: float | None = option(None, gt=0, help="largest gradient norm; null: no clipping")
     accumulate: int = option(1, ge=1, help="micro-batches per batch: same gradient, less memory", resumable=True)
     compile: bool = option(False, help="apply torch.compile to the towers", resumable=True)
     ema: float | None = option(None, gt=0, lt=1, help="decay of averaged weights, evaluated and saved; null: none")

@@ -25,6 +25,7 @@ class Option:
     gt: float | None = None
     le: float | None = None
     lt: float | None = None
+    ascending: bool = False  # no number of a list is below the one before
     resumable: bool = False  # may change with --resume, because it does not make another experiment
     path: bool = False  # file or folder, in which `~` and `$HOME` are expanded
     deferred: bool = False  # options of components, which keep their spelling until the constructor's types are known
@@ -156,6 +157,8 @@ def _check_value(value: Any, bounds: Option, path: str) -> None:
         for key, item in value.items():
             _check_value(item, Option(), f"{path}.{key}")
     elif isinstance(value, list | tuple):
+        if bounds.ascending and list(value) != sorted(value):
+            raise ConfigError(f"{path}: must be in ascending order, got {list(value)}")
         for number, item in enumerate(value):
             _check_value(item, bounds, f"{path}[{number}]" if dataclasses.is_dataclass(item) else path)
     elif isinstance(value, int | float) and not isinstance(value, bool) and (problem := bounds.problem(value)):

@@ -40,7 +40,9 @@ class ImageOptions:
     """Vision tower."""
 
     arch: str = option("vit_base_patch16_clip_quickgelu_224.openai", help="timm vision transformer")
-    stride: int | None = option(None, help="pixels between patches; null: the patch size; less: overlapping patches")
+    stride: int | None = option(
+        None, ge=1, help="pixels between patches; null: the patch size; less: overlapping patches"
+    )
     pretrained: bool | str = option(
         True, path=True, help="load timm's weights of this name, or those of a file in timm's format"
     )

@@ -15,7 +15,7 @@ from utils.options import Option
 Gap = Literal["cosine", "prob"]
 Positive = Literal["first", "pair", "best"]
 TargetNorm = Literal["l2", "sum"]
-Epsilon = Annotated[float, Option(ge=0)]
+Epsilon = Annotated[float, Option(gt=0)]
 
 
 def sdm_loss(
