@@ -22,20 +22,25 @@ from utils.exit import exit_on_user_error
 from utils.launcher import one_process
 from utils.logger import LOGGER, start_logging
 from utils.metrics import Ranking
+from utils.paths import expand, expanded, in_full
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Evaluate a run folder of train.py, or weights from elsewhere.")
     model = parser.add_mutually_exclusive_group(required=True)
-    model.add_argument("--run", type=Path, help="run folder")
-    model.add_argument("--config", type=Path, help="YAML file; without --weights, evaluates the initial weights")
-    parser.add_argument("--checkpoint", help="with --run: best, last, best_ema, or a path; default: best")
-    parser.add_argument("--weights", type=Path, metavar="PATH", help="with --config: a checkpoint, ours or published")
+    model.add_argument("--run", type=expand, help="run folder")
+    model.add_argument("--config", type=expand, help="YAML file; without --weights, evaluates the initial weights")
+    parser.add_argument(
+        "--checkpoint", type=expanded, help="with --run: best, last, best_ema, or a path; default: best"
+    )
+    parser.add_argument("--weights", type=expand, metavar="PATH", help="with --config: a checkpoint, ours or published")
     parser.add_argument("--format", help="format of --weights, for instance irra; default: recognised")
     parser.add_argument("--on", nargs="+", metavar="DATASET", help="data sets to evaluate on; default: the config's")
     parser.add_argument("--split", default="test", choices=["val", "test"], help="default: test")
     parser.add_argument("--i2t", action="store_true", help="also rank captions for each image")
-    parser.add_argument("--dump", type=Path, metavar="FILE", help="write one JSON line per caption: its rank, AP, INP")
+    parser.add_argument(
+        "--dump", type=expand, metavar="FILE", help="write one JSON line per caption: its rank, AP, INP"
+    )
     parser.add_argument(
         "--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="override the config"
     )
@@ -155,7 +160,7 @@ def write_dump(path: Path, lines: Iterator[dict[str, Any]]) -> None:
         with open(path, "w", encoding="utf-8") as file:
             file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
     except OSError as error:
-        raise ConfigError(f"--dump {path}: cannot be written ({error})") from None
+        raise ConfigError(f"--dump {in_full(path)}: cannot be written ({error})") from None
     LOGGER.info("ranks written to %s", path)
 
 

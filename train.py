@@ -32,13 +32,14 @@ from processor.run_folder import input_hashes, new_run_folder, one_writer, open_
 from processor.teacher_cache import fill_cache
 from processor.trainer import Trainer
 from solver.optimizer import build_optimizer
+from solver.schedule import schedule_notes
 from utils.config import to_yaml
 from utils.distributed import describe_device, end_processes, first_alone, rank, start_processes
 from utils.errors import ConfigError, DataError
 from utils.exit import exit_on_user_error
 from utils.launcher import adopt_launcher
 from utils.logger import LOGGER
-from utils.paths import in_full
+from utils.paths import expand, in_full
 from utils.seed import seed_everything, seed_process
 from utils.version import VERSION
 
@@ -46,8 +47,8 @@ from utils.version import VERSION
 def main() -> None:
     parser = argparse.ArgumentParser(description="Train a text-to-image person retrieval method from a YAML config.")
     action = parser.add_mutually_exclusive_group(required=True)
-    action.add_argument("--config", help="YAML file, for instance configs/irra.yaml")
-    action.add_argument("--resume", type=Path, metavar="RUN", help="resume the run in this folder")
+    action.add_argument("--config", type=expand, help="YAML file, for instance configs/irra.yaml")
+    action.add_argument("--resume", type=expand, metavar="RUN", help="resume the run in this folder")
     action.add_argument(
         "--help-config", nargs="?", const="", metavar="KEY", help="describe the config's options and stop"
     )
@@ -56,7 +57,7 @@ def main() -> None:
     )
     parser.add_argument(  # torchrun takes --run for itself
         *("--run", "--run-folder"),
-        type=Path,
+        type=expand,
         help="run folder to create; default: <train.output>/<data set>/<time>_<name>",
     )
     parser.add_argument("--print-config", action="store_true", help="check the config, print all options and stop")
@@ -99,7 +100,7 @@ def check(config: Config) -> None:
 def resume(run: Path, overrides: list[str], *, force: bool = False) -> Path:
     """Resume an interrupted run; returns its folder."""
     if not run.is_dir():
-        raise ConfigError(f"{in_full(run)}: no such run folder")
+        raise ConfigError(f"{in_full(run)}: not a run folder (there is no such folder)")
     with one_writer(run):
         resumption = prepare(run, overrides, force=force)
         return train(resumption.config, run, resumption=resumption)
@@ -145,8 +146,9 @@ def train(config: Config, run: Path | None = None, *, resumption: Resumption | N
         LOGGER.info("version %s, %s on %s", VERSION, config.name, describe_device(device))
         LOGGER.info("%.2f M parameters, run folder %s", size, run)
         LOGGER.info("%s\n%s", config.data.dataset, annotations.table())
-        resume_notes = resumption.notes if resumption else ()
-        for note in (*annotations.notes(), *task.notes, *worker_notes(config.data), *resume_notes):
+        notes = [*annotations.notes(), *task.notes, *worker_notes(config.data)]
+        notes += schedule_notes(config.solver.schedule, config.train.epochs)
+        for note in (*notes, *(resumption.notes if resumption else ())):
             LOGGER.info("%s", note)
         if loader.pairs.noise is not None and rank() == 0:
             save_noise(loader.pairs.noise, run)

@@ -16,6 +16,7 @@ from utils.config import load_layers, typed
 from utils.errors import ConfigError
 from utils.options import option
 from utils.patterns import check_pattern
+from utils.yaml_text import read_yaml
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -27,11 +28,13 @@ class DataConfig:
     """Data sets, and how their images and captions become batches."""
 
     dataset: str = option("synthetic", help="name of a data set adapter, see datasets/annotations.py")
-    root: str = option("data", help="folder that holds the data sets' folders", resumable=True)
+    root: str = option("data", path=True, help="folder that holds the data sets' folders", resumable=True)
     image_size: tuple[int, int] = option((384, 128), ge=1, help="height and width in pixels")
-    image_mean: tuple[float, float, float] = option(CLIP_MEAN, help="RGB mean that the vision tower was trained with")
-    image_std: tuple[float, float, float] = option(CLIP_STD, gt=0, help="RGB deviation, likewise")
-    image_aug: list[Any] = option([], help="augmentations of training images: names, or {name: options}")
+    image_mean: tuple[float, float, float] = option(
+        CLIP_MEAN, ge=0, le=1, help="RGB mean that the vision tower was trained with"
+    )
+    image_std: tuple[float, float, float] = option(CLIP_STD, gt=0, le=1, help="RGB deviation, likewise")
+    image_aug: list[Any] = option([], deferred=True, help="augmentations of training images: names, or {name: options}")
     train_resize: Literal["bilinear", "bicubic"] = option(
         "bilinear", help="filter for training images; others: bilinear"
     )
@@ -42,13 +45,15 @@ class DataConfig:
     noise_rate: float = option(0.0, ge=0, lt=1, help="fraction of training captions that are permuted")
     noise_seed: int = option(1, ge=0, le=MAX_SEED, help="seed of the permutation; 1 gives the published ones")
     noise_file: str | None = option(
-        None, help=".npy file with a permutation; needs the noise_rate that it was made with"
+        None, path=True, help=".npy file with a permutation; needs the noise_rate that it was made with"
     )
     noise_drop: bool = option(False, help="leave out the pairs that the permutation changed (CLIP-C in the literature)")
     support_images: int = option(4, ge=0, help="images in the support set of a pair (LCR2S)")
     support_captions: int = option(4, ge=0, help="captions in the support set of a pair (LCR2S)")
     text_support: Literal["any", "cross_view"] = option("any", help="cross_view: no captions of the pair's own image")
-    tokenizer: str | None = option(None, help="hub name, folder or merges file; null: the one in the data set's folder")
+    tokenizer: str | None = option(
+        None, path=True, help="hub name, folder or merges file; null: the one in the data set's folder"
+    )
     text_length: int = option(77, ge=3, help="tokens of a caption, start and end of text included")
     batch_size: int = option(64, ge=2, help="pairs in a step, over all processes")
     sampler: Literal["random", "identity"] = option("random", help="identity: num_instances pairs of each identity")
@@ -68,7 +73,9 @@ class DataConfig:
 class InitConfig:
     """Checkpoint to start from, in place of the towers' pretrained weights."""
 
-    path: str | None = option(None, help="file, or Hugging Face folder; null: pretrained weights as `model` says")
+    path: str | None = option(
+        None, path=True, help="file, or Hugging Face folder; null: pretrained weights as `model` says"
+    )
     format: str | None = option(None, help="checkpoint format; null: recognised by the names of the tensors")
     image_size: tuple[int, int] | None = option(
         None, ge=1, help="height and width of its training images; null: from the file, or as its format is published"
@@ -80,8 +87,8 @@ class InitConfig:
 class TeacherConfig:
     """Teacher of the distillation losses."""
 
-    config: str | None = option(None, help="YAML that trains a teacher, for the message that tells how")
-    checkpoint: str | None = option(None, help="checkpoint of the teacher, for instance its last.pt")
+    config: str | None = option(None, path=True, help="YAML that trains a teacher, for the message that tells how")
+    checkpoint: str | None = option(None, path=True, help="checkpoint of the teacher, for instance its last.pt")
     cache: bool = option(False, help="encode all training data once, without augmentation, instead of in every step")
 
 
@@ -101,11 +108,11 @@ class SolverConfig:
     optimizer: Literal["adam", "adamw", "sgd"] = option("adam", help="optimizer")
     lr: float = option(1e-5, ge=0, help="base learning rate")
     betas: tuple[float, float] = option((0.9, 0.999), ge=0, lt=1, help="adam, adamw: decay of both moments")
-    eps: float = option(1e-8, ge=0, help="adam, adamw: term in the denominator")
-    momentum: float = option(0.9, ge=0, help="sgd: momentum")
+    eps: float = option(1e-8, gt=0, help="adam, adamw: term in the denominator")
+    momentum: float = option(0.9, ge=0, lt=1, help="sgd: momentum")
     weight_decay: float = option(0.0, ge=0, help="coupled (L2) in adam and sgd, decoupled in adamw")
     rules: list[Rule] = option([], help="settings by parameter name; later rules win, key by key")
-    schedule: dict[str, Any] = option({}, help="name of a schedule (default: cosine), and its options")
+    schedule: dict[str, Any] = option({}, deferred=True, help="name of a schedule (default: cosine), and its options")
 
 
 @dataclass(frozen=True)
@@ -115,7 +122,7 @@ class TrainConfig:
     epochs: int = option(60, ge=1, help="epochs", resumable=True)
     precision: Literal["fp32", "bf16", "fp16"] = option("fp32", help="autocast precision; weights and losses are fp32")
     seed: int = option(1, ge=0, le=MAX_SEED, help="seed of weights, shuffling, augmentation and masking")
-    clip_grad: float | None = option(None, ge=0, help="largest gradient norm; null: no clipping")
+    clip_grad: float | None = option(None, gt=0, help="largest gradient norm; null: no clipping")
     accumulate: int = option(1, ge=1, help="micro-batches per batch: same gradient, less memory", resumable=True)
     compile: bool = option(False, help="apply torch.compile to the towers", resumable=True)
     ema: float | None = option(None, gt=0, lt=1, help="decay of averaged weights, evaluated and saved; null: none")
@@ -130,8 +137,10 @@ class TrainConfig:
         "fp32", help="precision of the weights in best.pt and those of every epoch; last.pt is exact", resumable=True
     )
     timeout: int = option(600, ge=1, help="seconds to wait for another process before the run is ended", resumable=True)
-    output: str = option("runs", help="parent folder of run folders", resumable=True)
-    trackers: list[Any] = option(["tensorboard"], help="trackers: names, or {name: options}", resumable=True)
+    output: str = option("runs", path=True, help="parent folder of run folders", resumable=True)
+    trackers: list[Any] = option(
+        ["tensorboard"], deferred=True, help="trackers: names, or {name: options}", resumable=True
+    )
 
 
 @dataclass(frozen=True)
@@ -149,10 +158,10 @@ class Config:
 
     name: str = option("run", help="suffix of the run folder's name", resumable=True)
     data: DataConfig = option(DataConfig())
-    model: dict[str, Any] = option({}, help="name of an encoder, and its options")
+    model: dict[str, Any] = option({}, deferred=True, help="name of an encoder, and its options")
     init: InitConfig = option(InitConfig())
     teacher: TeacherConfig = option(TeacherConfig())
-    losses: dict[str, dict[str, Any]] = option({}, help="name of a loss -> its options")
+    losses: dict[str, dict[str, Any]] = option({}, deferred=True, help="name of a loss -> its options")
     solver: SolverConfig = option(SolverConfig())
     train: TrainConfig = option(TrainConfig())
     eval: EvalConfig = option(EvalConfig())
@@ -171,7 +180,7 @@ def load_config(path: str | Path, overrides: Iterable[str] = ()) -> Config:
 def parse_config(text: str) -> Config:
     """Read a config from the YAML text inside a checkpoint; raises `ConfigError`."""
     try:
-        data = yaml.safe_load(text)
+        data = read_yaml(text)
     except yaml.YAMLError as error:
         raise ConfigError(f"not a YAML config ({error})") from None
     if not isinstance(data, dict):

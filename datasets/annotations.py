@@ -9,8 +9,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PureWindowsPath
 from typing import Any, NamedTuple
 
+from configs.schema import DataConfig
 from datasets.synthetic.render import render_dataset
 from utils.errors import DataError
+from utils.paths import in_full, why_not_a_file
 from utils.registry import Registry
 
 SPLITS = ("train", "val", "test")
@@ -226,7 +228,11 @@ def rstpreid(root: Path) -> Source:
 
 @ADAPTERS.register("synthetic")
 def synthetic(root: Path) -> Source:
-    """Rendered pedestrians in the layout of CUHK-PEDES, drawn on first use."""
+    """Rendered pedestrians in the layout of CUHK-PEDES, drawn on first use in `data` or a root that exists."""
+    if not root.is_dir() and str(root) != DataConfig.root:  # perhaps a misspelt path
+        raise DataError(
+            f"{in_full(root)}: no such data root to render the synthetic data set in; create it, or change data.root"
+        )
     try:
         folder = render_dataset(root)
     except OSError as error:
@@ -236,10 +242,13 @@ def synthetic(root: Path) -> Source:
 
 def _read_json(folder: Path, names: list[str], get_it: str) -> Source:
     if not folder.is_dir():
-        raise DataError(f"{folder}: no such data set folder; {get_it}, or change data.root")
-    path = next((folder / name for name in names if (folder / name).is_file()), None)
+        raise DataError(f"{in_full(folder)}: no such data set folder; {get_it}, or change data.root")
+    path = next((folder / name for name in names if (folder / name).exists()), None)
     if path is None:
-        raise DataError(f"{folder / ' or '.join(names)}: no such annotation file; {get_it}, or change data.root")
+        where = in_full(folder / " or ".join(names))
+        raise DataError(f"{where}: no such annotation file; {get_it}, or change data.root")
+    if kind := why_not_a_file(path):
+        raise DataError(f"{path}: must be a JSON file, got {kind}")
     try:
         rows = json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError, RecursionError) as error:

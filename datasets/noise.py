@@ -5,6 +5,7 @@ import numpy.typing as npt
 
 from configs.schema import DataConfig
 from utils.errors import ConfigError
+from utils.paths import in_full, why_not_a_file
 
 Index = npt.NDArray[np.int64]
 
@@ -49,10 +50,12 @@ def noise_index(config: DataConfig, n: int) -> Index | None:
 
 
 def _read_index(path: str, n: int, rate: float) -> Index:
+    if kind := why_not_a_file(path):
+        raise ConfigError(f"data.noise_file: must be a .npy file, got {kind} ({path})")
     try:
         index = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
-        raise ConfigError(f"data.noise_file: must be a .npy file, got {path} ({error})") from None
+        raise ConfigError(f"data.noise_file: must be a .npy file, got {in_full(path)} ({error})") from None
     if not isinstance(index, np.ndarray) or index.ndim != 1 or index.dtype.kind not in "iu":
         raise ConfigError(f"data.noise_file: must hold a 1-D array of integers, got another content in {path}")
     if len(index) != n:

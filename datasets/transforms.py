@@ -15,8 +15,8 @@ from utils.registry import Registry
 RESIZE = {"bilinear": T.InterpolationMode.BILINEAR, "bicubic": T.InterpolationMode.BICUBIC}
 ImageTransform = Callable[[Image.Image], Tensor]
 Fraction = Annotated[float, Option(ge=0, le=1)]
-Fractions = Annotated[tuple[float, float], Option(ge=0, le=1)]
-Ratios = Annotated[tuple[float, float], Option(gt=0)]
+Fractions = Annotated[tuple[float, float], Option(ge=0, le=1, ascending=True)]
+Ratios = Annotated[tuple[float, float], Option(gt=0, ascending=True)]
 
 
 class Steps(NamedTuple):

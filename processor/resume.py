@@ -20,6 +20,7 @@ from utils.errors import CheckpointError, ConfigError
 from utils.files import write_text
 from utils.logger import LOGGER
 from utils.options import option_of, schema_of, walk
+from utils.paths import in_full
 
 
 @dataclass(frozen=True)
@@ -117,7 +118,9 @@ def last_state(run: Path) -> dict[str, Any]:
     """
     path, best = run / "last.pt", run / "best.pt"
     if not path.exists():
-        raise CheckpointError(f"{path}: no such checkpoint, the run ended before its first one; start it again")
+        raise CheckpointError(
+            f"{in_full(path)}: no such checkpoint, the run ended before its first one; start it again"
+        )
     try:
         content = load_checkpoint(path)
     except CheckpointError as error:

@@ -6,11 +6,15 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal, NamedTuple
 
+from configs.schema import SolverConfig
 from utils.config import component_options
+from utils.errors import ConfigError
 from utils.options import Option
 from utils.registry import Registry
 
 NotNegative = Annotated[float, Option(ge=0)]
+Fraction = Annotated[float, Option(gt=0, le=1)]
+Milestones = Annotated[list[int], Option(ge=1)]
 MILESTONES = [20, 50]
 
 
@@ -36,14 +40,39 @@ def lr_at(epoch: int, base_lr: float, *, name: str, epochs: int, **options: Any)
         epochs: length of the run, warm-up included.
         options: options of the schedule.
     """
-    return SCHEDULES.get(name, "solver.schedule.name")(
-        Progress(epoch, epochs, (epoch - 1) / epochs), base_lr, **options
-    )
+    schedule = SCHEDULES.get(name, "solver.schedule.name")
+    rate = schedule(Progress(epoch, epochs, (epoch - 1) / epochs), base_lr, **options)
+    if not 0 <= rate < math.inf:
+        raise ConfigError(f"solver.schedule: {name} must give a rate of at least 0, got {rate} in epoch {epoch}")
+    return rate
 
 
 def schedule_options(schedule: Mapping[str, Any]) -> dict[str, Any]:
     """A config's `solver.schedule` with every option spelt out and checked; raises `ConfigError`."""
     return component_options(SCHEDULES, schedule, "solver.schedule", default="cosine")
+
+
+def check_rates(solver: SolverConfig) -> None:
+    """Raise `ConfigError` if the schedule starts or ends above the rate of a parameter group."""
+    mults = [rule.lr_mult for rule in solver.rules if rule.lr_mult is not None]
+    least = solver.lr * min([1.0, *mults])
+    for key in ("warmup_lr", "min_lr"):
+        if (rate := solver.schedule.get(key, 0.0)) > least:
+            raise ConfigError(
+                f"solver.schedule.{key}: must be at most {least:g}, the smallest rate of solver.lr and solver.rules, "
+                f"got {rate:g}; lower it, or raise the rates"
+            )
+
+
+def schedule_notes(schedule: Mapping[str, Any], epochs: int) -> list[str]:
+    """Remarks for the log about a resolved schedule in a run of this length."""
+    warmup = schedule.get("warmup_epochs", 0)
+    if warmup < epochs:
+        return []
+    return [
+        f"solver.schedule.warmup_epochs ({warmup}) is at least train.epochs ({epochs}), so the rate never reaches "
+        "solver.lr"
+    ]
 
 
 def after_warmup(schedule: Schedule) -> Schedule:
@@ -55,7 +84,7 @@ def after_warmup(schedule: Schedule) -> Schedule:
         base_lr: float,
         *,
         warmup_epochs: Annotated[int, Option(ge=0, help="epochs before the schedule proper")] = 0,
-        warmup_factor: Annotated[float, Option(ge=0, help="rate of the first epoch, as a fraction of lr")] = 0.1,
+        warmup_factor: Annotated[float, Option(ge=0, le=1, help="rate of the first epoch, as a fraction of lr")] = 0.1,
         warmup: Annotated[
             Literal["linear", "constant"], Option(help="linear rise to lr, or constant at warmup_factor * lr")
         ] = "linear",
@@ -105,7 +134,7 @@ def timm_cosine(
 
 @SCHEDULES.register("step")
 @after_warmup
-def step(progress: Progress, base_lr: float, *, milestones: list[int] = MILESTONES, gamma: NotNegative = 0.1) -> float:
+def step(progress: Progress, base_lr: float, *, milestones: Milestones = MILESTONES, gamma: Fraction = 0.1) -> float:
     """Drop by a factor at each milestone.
 
     Args:
@@ -124,7 +153,7 @@ def linear(progress: Progress, base_lr: float) -> float:
 
 @SCHEDULES.register("exp")
 @after_warmup
-def exp(progress: Progress, base_lr: float, *, power: NotNegative = 0.9) -> float:
+def exp(progress: Progress, base_lr: float, *, power: Fraction = 0.9) -> float:
     """Exponential fall from base_lr to power * base_lr, as in the published code (docs/methods/irra.md#schedules).
 
     Args:
@@ -135,7 +164,7 @@ def exp(progress: Progress, base_lr: float, *, power: NotNegative = 0.9) -> floa
 
 @SCHEDULES.register("poly")
 @after_warmup
-def poly(progress: Progress, base_lr: float, *, power: NotNegative = 0.9, min_lr: NotNegative = 0.0) -> float:
+def poly(progress: Progress, base_lr: float, *, power: Fraction = 0.9, min_lr: NotNegative = 0.0) -> float:
     """Rise from power * base_lr to base_lr, odd as it is in the published code (docs/methods/irra.md#schedules).
 
     Args:

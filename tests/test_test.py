@@ -46,7 +46,10 @@ def without_model(run: Path, folder: Path) -> list[object]:
 
 TEST_MISTAKES = {
     "no run": (lambda run, folder: ["--run", folder], "not a run folder (it has no config.yaml)"),
-    "no checkpoint": (lambda run, folder: ["--run", run, "--checkpoint", "bst"], "bst: no such checkpoint"),
+    "no checkpoint": (
+        lambda run, folder: ["--run", run, "--checkpoint", "bst"],
+        "bst (relative to the working directory",
+    ),
     "other architecture": (other_architecture, "does not fit the model of this config, nothing was loaded; "),
     "cut in half": (cut_in_half, "half.pt: damaged, or no checkpoint"),
     "code": (with_code, "code.pt: refused"),

@@ -15,7 +15,7 @@ import train as train_program
 from configs.schema import load_config
 from datasets.annotations import load_annotations
 from processor.resolve import resolve
-from tests.helpers.configs import ROOT, TINY, irra_config
+from tests.helpers.configs import ROOT, TINY, irra_config, write_yaml
 from tests.helpers.programs import run_program
 from utils.errors import ConfigError, DataError
 
@@ -51,7 +51,7 @@ TRAIN_MISTAKES = {
         "error: data.batch_size: a batch of 40 needs 10 identities with 4 pairs each, got 8",
     ),
     "data set": (["data.dataset=cuhk", "--print-config"], "error: data.dataset: unknown data set 'cuhk'"),
-    "no config": (["--config", "nowhere.yaml"], r"error: nowhere.yaml: no such config file"),
+    "no config": (["--config", "nowhere.yaml"], r"error: nowhere.yaml (relative to the working directory"),
     "model option": (["model.image.options.depht=3", "--print-config"], "error: model.image.options: "),
     "no data": (
         ["data.dataset=cuhk_pedes", "data.root=/nowhere"],
@@ -67,7 +67,8 @@ TRAIN_MISTAKES = {
         "error: model.image.",
     ),
     "rule": (["solver.rules=[{match: '('}]"], "error: solver.rules[0].match: must be a regular expression, got '('"),
-    "root": (["data.root=/proc/nowhere"], "/proc/nowhere: cannot render the synthetic data set there"),
+    "root": (["data.root=/proc"], "/proc: cannot render the synthetic data set there"),
+    "no root": (["data.root=nope"], "nope (relative to the working directory"),
     "output": (["train.output=/proc/nowhere"], "cannot create the run folder"),
 }
 
@@ -97,12 +98,32 @@ def test_a_config_of_a_bigger_machine_trains_and_evaluates(
     assert "workers: 4096" in (tmp_path / "run/config.yaml").read_text()
 
 
+def test_home_folders_are_expanded_everywhere(tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write_yaml(tmp_path, "base.yaml", f"base: {ROOT}/configs/synthetic.yaml")
+    write_yaml(tmp_path, "a.yaml", "base: $HOME/base.yaml\ninit: {path: ~/a.pt}\nteacher: {checkpoint: $HOME/t.pt}")
+    set_paths = ["--set", "data.root=~/data", "train.output=${HOME}/runs"]
+    print_config = ["--config", "~/a.yaml", "--print-config", *set_paths]
+    _, out, error = run_program(train_program.main, monkeypatch, capsys, *print_config)
+    assert not error
+    for key, name in (("root", "data"), ("output", "runs"), ("path", "a.pt"), ("checkpoint", "t.pt")):
+        assert f" {key}: {tmp_path}/{name}\n" in out
+    for program, option in ((train_program, "--resume"), (test_program, "--run")):
+        _, _, error = run_program(program.main, monkeypatch, capsys, option, "~/none")
+        assert f"error: {tmp_path}/none: not a run folder" in error
+
+
+def test_no_path_of_a_command_line_is_taken_unexpanded() -> None:
+    sources = [*ROOT.glob("*.py"), *ROOT.glob("tools/*.py")]
+    assert not [source for source in sources if "type=Path" in source.read_text()]
+
+
 def test_fine_tuning_without_the_weights_says_which(tiny: list[str], tmp_path: Path, monkeypatch, capsys) -> None:
     arguments = ["--config", ROOT / "configs/fmfa_finetune.yaml", "--set", *tiny]
     status, _, error = run_program(train_program.main, monkeypatch, capsys, *arguments)
     assert status == 1 and "Traceback" not in error
     (line,) = [line for line in error.splitlines() if line.startswith("error: ")]
-    assert line.startswith("error: ham.pth: ")
+    assert line.startswith("error: ham.pth (relative to the working directory")
 
 
 def test_selecting_on_a_val_split_that_is_not_there_is_an_error(

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from string import Template
 from typing import Any
 
 from configs.schema import load_config
@@ -18,6 +19,7 @@ from utils.config import load_layers, typed
 from utils.errors import ConfigError, DataError
 from utils.exit import exit_on_user_error
 from utils.metrics import METRICS
+from utils.paths import expand
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,6 @@ class Ablation:
     runs: str
     rows: dict[str, Any]
     seeds: list[int] = field(default_factory=lambda: [1, 2, 3])
-    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -50,9 +51,9 @@ class Run:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("ablation", type=Path, help="YAML file, for instance configs/ablations/noise.yaml")
+    parser.add_argument("ablation", type=expand, help="YAML file, for instance configs/ablations/noise.yaml")
     parser.add_argument("--seeds", nargs="+", type=int, help="replaces the file's seeds (default there: 1 2 3)")
-    parser.add_argument("--runs", type=Path, help="parent of the run folders, replaces the file's")
+    parser.add_argument("--runs", type=expand, help="parent of the run folders, replaces the file's")
     parser.add_argument("--table", action="store_true", help="print the table of finished runs without training")
     parser.add_argument("--resume", action="store_true", help="resume interrupted runs")
     parser.add_argument(
@@ -83,13 +84,14 @@ def planned(path: Path, runs: Path | None, seeds: list[int] | None, overrides: l
     Raises:
         ConfigError: the file or a row is malformed.
     """
-    given = [f"runs={runs}"] if runs else []
-    for seed in seeds or typed(Ablation, load_layers(path, [*given, "seed=0"])).seeds:
-        ablation = typed(Ablation, load_layers(path, [*given, f"seed={seed}"]))
+    ablation = typed(Ablation, load_layers(path))
+    runs = expand(runs or ablation.runs)
+    for seed in seeds or ablation.seeds:
         for name, content in ablation.rows.items():
             row = typed(Row, content, f"rows.{name}") if isinstance(content, Mapping) else Row(str(content))
-            folder = Path(ablation.runs, f"{name}_{seed}")
-            yield Run(name, folder, row.config, [*overrides, *row.set, f"name={name}", f"train.seed={seed}"])
+            overrides_of_row = [Template(text).safe_substitute(runs=runs, seed=seed) for text in row.set]
+            own = [f"name={name}", f"train.seed={seed}"]
+            yield Run(name, runs / f"{name}_{seed}", row.config, [*overrides, *overrides_of_row, *own])
 
 
 def check(run: Run) -> None:

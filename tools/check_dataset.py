@@ -24,7 +24,7 @@ from tools.dataset_checks import LEVELS, OFFICIAL, Finding, Look, Seen, Text
 from utils.errors import ConfigError, DataError
 from utils.exit import exit_on_user_error
 from utils.logger import format_table
-from utils.paths import in_full
+from utils.paths import expand, expanded, in_full
 
 HEADER = ("split", "ids", "images", "captions", "official", "captions per image", "images per id", "R@1 ceiling")
 
@@ -58,10 +58,12 @@ class Report:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Find faults and oddities of data sets on disk.")
     parser.add_argument("datasets", nargs="+", metavar="DATASET", help=f"any of {', '.join(ADAPTERS)}")
-    parser.add_argument("--root", type=Path, default=Path("data"), help="the data root; default: data")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the findings as JSON")
+    parser.add_argument("--root", type=expand, default=Path("data"), help="the data root; default: data")
+    parser.add_argument("--json", type=expand, metavar="FILE", help="also write the findings as JSON")
     parser.add_argument(
-        "--tokenizer", help="value of data.tokenizer; default: CLIP's from the hub, for synthetic the one in its folder"
+        "--tokenizer",
+        type=expanded,
+        help="value of data.tokenizer; default: CLIP's from the hub, for synthetic the one in its folder",
     )
     parser.add_argument(
         "--text-length", type=positive, default=DataConfig.text_length, help="tokens of a caption; default: %(default)s"

@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from datasets.synthetic.render import render_dataset
+from utils.paths import expand
 
 COLUMNS, CELL, ZOOM, FONT_SIZE, LINE = 4, (236, 384), 2, 13, 17  # sizes in pixels
 MAX_BYTES = 300_000
@@ -77,9 +78,9 @@ def main(arguments: list[str] | None = None) -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
-        "--root", type=Path, default=Path("data"), help="data root; the data set is rendered there if it is missing"
+        "--root", type=expand, default=Path("data"), help="data root; the data set is rendered there if it is missing"
     )
-    parser.add_argument("--out", type=Path, default=Path("docs/synthetic.png"), help="PNG file to write")
+    parser.add_argument("--out", type=expand, default=Path("docs/synthetic.png"), help="PNG file to write")
     parser.add_argument("--count", type=int, default=8, help="number of people with one image")
     parser.add_argument("--seed", type=int, default=0, help="random seed of the choice")
     options = parser.parse_args(arguments)

@@ -25,11 +25,12 @@ from utils.distributed import default_device
 from utils.errors import DataError
 from utils.exit import exit_on_user_error
 from utils.metrics import retrieval_metrics
+from utils.paths import expand
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--run", type=Path, required=True, help="run folder; rows with support need a fusion")
+    parser.add_argument("--run", type=expand, required=True, help="run folder; rows with support need a fusion")
     parser.add_argument("--split", default="train", choices=["train", "val", "test"], help="default: train")
     parser.add_argument("--checkpoint", default="last", choices=["last", "best"], help="default: last")
     parser.add_argument(

@@ -12,11 +12,12 @@ from utils.errors import CheckpointError, DataError, UserError
 from utils.exit import exit_on_user_error
 from utils.files import locked
 from utils.logger import LOGGER, format_table, start_logging
+from utils.paths import expand
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Drop the training state from last.pt of finished runs.")
-    parser.add_argument("folder", type=Path, nargs="+", help="run folders, or folders that hold some")
+    parser.add_argument("folder", type=expand, nargs="+", help="run folders, or folders that hold some")
     parser.add_argument("--apply", action="store_true", help="write the smaller files; default: list them only")
     parser.add_argument("--precision", choices=DTYPES, help="also store all weights in this precision")
     arguments = parser.parse_args()

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from utils.errors import CheckpointError
 from utils.files import replacing
 from utils.integrity import check_intact, seal
+from utils.paths import in_full
 from utils.tensors import check_storage, check_values
 
 
@@ -46,7 +47,7 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     except CheckpointError:
         raise
     except FileNotFoundError:
-        raise CheckpointError(f"{path}: no such checkpoint") from None
+        raise CheckpointError(f"{in_full(path)}: no such checkpoint") from None
     except pickle.UnpicklingError as error:
         if "global" in str(error).lower():  # torch's word for a class or function that a pickle names
             raise CheckpointError(

@@ -1,18 +1,18 @@
 """YAML files -> one mapping -> typed, frozen dataclasses. Every error names its dotted path."""
 
 import dataclasses
-import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import yaml
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
+from utils.convert import convert_fields
 from utils.errors import ConfigError
 from utils.options import check_bounds, schema_of
+from utils.paths import expand, in_full, why_not_a_file
 from utils.registry import Registry, did_you_mean
+from utils.yaml_text import read_yaml, settled, write_yaml
 
 T = TypeVar("T")
 
@@ -26,14 +26,10 @@ def load_layers(path: str | Path, overrides: Iterable[str] = ()) -> dict[str, An
         ConfigError: unreadable or malformed file, duplicate key, circular `base`, override without `=`, or null for a
             loss that no lower layer has.
     """
-    merged = OmegaConf.create()
-    for source, layer in [*_file_layers(Path(path), seen=()), *map(_override_layer, overrides)]:
-        _check_dropped_losses(merged, layer, source)
-        try:
-            merged = typing.cast(DictConfig, OmegaConf.merge(merged, layer))
-        except (OmegaConfBaseException, TypeError) as error:
-            raise ConfigError(f"{source}: {_first_line(error)}") from None
-    data = _plain(merged, str(path))
+    data: dict[str, Any] = {}
+    for source, layer in [*_file_layers(expand(path), seen=()), *map(_override_layer, overrides)]:
+        _check_dropped_losses(data, layer, source)
+        data = _merged(data, layer)
     if isinstance(data.get("losses"), dict):
         data["losses"] = {name: options for name, options in data["losses"].items() if options is not None}
     return data
@@ -50,11 +46,7 @@ def typed(schema: type[T], data: Mapping[str, Any], prefix: str = "") -> T:
     Raises:
         ConfigError: unknown key, value of the wrong type or out of bounds, missing value.
     """
-    try:
-        options = typing.cast(T, OmegaConf.to_object(_merge(schema, data)))
-    except (OmegaConfBaseException, TypeError) as error:
-        path, cause = _locate(schema, data) or ((str(getattr(error, "full_key", None) or ""),), error)
-        raise ConfigError(_explain(schema, path, prefix, cause)) from None
+    options = cast(T, convert_fields(schema, data, prefix))
     check_bounds(options, prefix)
     return options
 
@@ -140,12 +132,12 @@ def to_plain(value: Any) -> Any:
         value = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
     if isinstance(value, Mapping):
         return {key: to_plain(item) for key, item in value.items()}
-    return [to_plain(item) for item in value] if isinstance(value, list | tuple) else value
+    return [to_plain(item) for item in value] if isinstance(value, list | tuple) else settled(value)
 
 
 def to_yaml(config: Any) -> str:
     """The config as YAML text; `load_layers` and `typed` read it back to an equal object."""
-    return OmegaConf.to_yaml(OmegaConf.create(to_plain(config)))
+    return write_yaml(to_plain(config))
 
 
 def leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
@@ -157,95 +149,62 @@ def leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
         yield path, value
 
 
-def _file_layers(path: Path, seen: tuple[Path, ...]) -> list[tuple[str, DictConfig]]:
+def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    both = {key: (below[key], value) for key, value in above.items() if key in below}
+    nested = {key: _merged(*pair) for key, pair in both.items() if all(isinstance(one, dict) for one in pair)}
+    return {**below, **above, **nested}
+
+
+def _file_layers(path: Path, seen: tuple[Path, ...]) -> list[tuple[str, dict[str, Any]]]:
     """(file name, content) of `path` and its bases, the lowest base first."""
     if path.resolve() in seen:
         raise ConfigError(f"{path}: 'base' is circular")
+    if kind := why_not_a_file(path):
+        raise ConfigError(f"{path}: must be a YAML file, got {kind}")
     try:
-        layer = OmegaConf.load(path)
+        layer = read_yaml(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         named_by = f" (named as 'base' in {seen[-1]})" if seen else ""
-        raise ConfigError(f"{path}: no such config file{named_by}") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"{in_full(path)}: no such config file{named_by}") from None
+    except (OSError, ValueError, yaml.YAMLError) as error:
         raise ConfigError(f"{path}: {_yaml_problem(error)}") from None
-    if not isinstance(layer, DictConfig):
+    if not isinstance(layer, dict):
         raise ConfigError(f"{path}: a config must be a mapping of keys to values")
     base = layer.pop("base", None)
     if base is None:
         return [(str(path), layer)]
     if not isinstance(base, str):
         raise ConfigError(f"{path}: 'base' must be the name of one file, got {base}")
-    return [*_file_layers(path.parent / base, (*seen, path.resolve())), (str(path), layer)]
+    return [*_file_layers(path.parent / expand(base), (*seen, path.resolve())), (str(path), layer)]
 
 
-def _override_layer(text: str) -> tuple[str, DictConfig]:
-    key, equals, _ = text.partition("=")
-    source = f"--set {text}"
-    if not equals or not key.strip("."):
+def _override_layer(text: str) -> tuple[str, dict[str, Any]]:
+    key, equals, value = text.partition("=")
+    source, names = f"--set {text}", key.split(".")
+    if not equals or not all(names):
         raise ConfigError(f"{source}: must have the form key.subkey=value")
     try:
-        return source, OmegaConf.from_dotlist([text])
-    except (yaml.YAMLError, OmegaConfBaseException) as error:
+        layer = read_yaml(value)
+    except yaml.YAMLError as error:
         raise ConfigError(f"{source}: {_yaml_problem(error)}") from None
+    for name in reversed(names):
+        layer = {name: layer}
+    return source, layer
 
 
-def _check_dropped_losses(merged: DictConfig, layer: DictConfig, source: str) -> None:
-    losses, below = layer.get("losses"), merged.get("losses") or {}
-    if not isinstance(losses, DictConfig):
+def _check_dropped_losses(below: Mapping[str, Any], layer: Mapping[str, Any], source: str) -> None:
+    losses, inherited = layer.get("losses"), below.get("losses")
+    if not isinstance(losses, dict):
         return
-    present = [name for name in below if below[name] is not None]
-    for name in map(str, losses):
+    present = (
+        [name for name, options in inherited.items() if options is not None] if isinstance(inherited, dict) else []
+    )
+    for name in losses:
         if losses[name] is None and name not in present:
             raise ConfigError(
                 f"losses.{name}: null drops an inherited loss, got null for one that is not inherited "
                 f"(the config has {', '.join(present) or 'no losses'}); write '{name}: {{}}' to add it [{source}]"
             )
-
-
-def _plain(config: DictConfig, source: str) -> dict[str, Any]:
-    try:
-        return typing.cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
-    except OmegaConfBaseException as error:
-        raise ConfigError(f"{source}: {_first_line(error)}") from None
-
-
-def _merge(schema: type, data: Mapping[str, Any]) -> Any:
-    return OmegaConf.merge(OmegaConf.structured(schema), OmegaConf.create(dict(data)))
-
-
-def _locate(
-    schema: type, data: Mapping[str, Any], above: tuple[str, ...] = ()
-) -> tuple[tuple[str, ...], Exception] | None:
-    """Path and error of the smallest piece of `data` that does not fit. OmegaConf does not always say."""
-    for key, value in data.items():
-        path = (*above, str(key))
-        piece: Any = value
-        for name in reversed(path):
-            piece = {name: piece}
-        try:
-            _merge(schema, piece)
-        except (OmegaConfBaseException, TypeError) as error:
-            deeper = _locate(schema, value, path) if isinstance(value, Mapping) else None
-            return deeper or (path, error)
-    return None
-
-
-def _explain(schema: type, path: tuple[str, ...], prefix: str, error: Exception) -> str:
-    dotted = prefix
-    for name in path:
-        dotted = f"{dotted}.{name}" if dotted else name
-        known = [field.name for field in dataclasses.fields(schema)]
-        if name not in known:
-            return f"{dotted}: unknown key; {did_you_mean(name, known)}"
-        hint = typing.get_type_hints(schema)[name]
-        if not dataclasses.is_dataclass(hint):
-            break
-        schema = typing.cast(type, hint)
-    return f"{'.'.join(part for part in (prefix, *path) if part)}: {_first_line(error)}"
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).split("\n")[0]
 
 
 def _yaml_problem(error: Exception) -> str:
@@ -257,4 +216,4 @@ def _yaml_problem(error: Exception) -> str:
         )
     if isinstance(error, yaml.MarkedYAMLError) and error.problem and error.problem_mark:
         return f"{error.problem} (line {error.problem_mark.line + 1})"
-    return _first_line(error)
+    return str(error).split("\n")[0]

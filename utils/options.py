@@ -12,7 +12,8 @@ from typing import Any
 
 from utils.errors import ConfigError
 
-REQUIRED = "???"  # OmegaConf's mark of a value that must be given
+REQUIRED = "???"  # default of an option that must be given
+LARGEST = 2**63 - 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,12 +25,17 @@ class Option:
     gt: float | None = None
     le: float | None = None
     lt: float | None = None
+    ascending: bool = False  # no number of a list is below the one before
     resumable: bool = False  # may change with --resume, because it does not make another experiment
+    path: bool = False  # file or folder, in which `~` and `$HOME` are expanded
+    deferred: bool = False  # options of components, which keep their spelling until the constructor's types are known
 
     def problem(self, value: float) -> str | None:
         """Reason why a number is out of bounds; None if it is not."""
         if not math.isfinite(value):
             return "must be a finite number"
+        if abs(value) > LARGEST:
+            return "must be between -2^63 and 2^63"
         if (self.ge is not None and value < self.ge) or (self.gt is not None and value <= self.gt):
             return f"must be {self.bounds()}"
         if (self.le is not None and value > self.le) or (self.lt is not None and value >= self.lt):
@@ -151,6 +157,8 @@ def _check_value(value: Any, bounds: Option, path: str) -> None:
         for key, item in value.items():
             _check_value(item, Option(), f"{path}.{key}")
     elif isinstance(value, list | tuple):
+        if bounds.ascending and list(value) != sorted(value):
+            raise ConfigError(f"{path}: must be in ascending order, got {list(value)}")
         for number, item in enumerate(value):
             _check_value(item, bounds, f"{path}[{number}]" if dataclasses.is_dataclass(item) else path)
     elif isinstance(value, int | float) and not isinstance(value, bool) and (problem := bounds.problem(value)):

@@ -15,7 +15,12 @@ KINDS = (
 
 def expand(path: str | Path) -> Path:
     """The path with a leading `~` and environment variables such as `$HOME` replaced; unknown ones stay."""
-    return Path(os.path.expandvars(os.path.expanduser(path)))
+    return Path(expanded(str(path)))
+
+
+def expanded(path: str) -> str:
+    """The same for a text that may also be a hub name."""
+    return os.path.expandvars(os.path.expanduser(path))
 
 
 def in_full(path: str | Path) -> str:

@@ -12,6 +12,7 @@ from model.checkpoints.torchscript import is_torchscript, read_torchscript
 from utils.checkpoint import first_line, load_checkpoint
 from utils.errors import CheckpointError
 from utils.integrity import check_intact
+from utils.paths import in_full
 from utils.tensors import check_storage
 
 
@@ -31,7 +32,7 @@ def read_weights(path: str | Path) -> dict[str, Any]:
     except CheckpointError:
         raise
     except FileNotFoundError:
-        raise CheckpointError(f"{path}: no such checkpoint") from None
+        raise CheckpointError(f"{in_full(path)}: no such checkpoint") from None
     except Exception as error:  # readers raise errors of many types for damaged bytes
         raise CheckpointError(f"{path}: damaged, or no checkpoint ({first_line(error)})") from None
 

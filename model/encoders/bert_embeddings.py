@@ -21,7 +21,9 @@ WORD_ARCHS = ("bert", "bert-base-uncased", "google-bert/bert-base-uncased")  # B
 class WordOptions:
     """Caption embeddings."""
 
-    arch: str = option("google-bert/bert-base-uncased", help="BERT of the hub, a local folder of one, or bert")
+    arch: str = option(
+        "google-bert/bert-base-uncased", path=True, help="BERT of the hub, a local folder of one, or bert"
+    )
     pretrained: bool = option(True, help="load the weights of this name")
     options: dict[str, Any] = option({}, help="arguments for transformers' BertConfig")
 

@@ -41,8 +41,12 @@ class ImageOptions:
     """Vision tower."""
 
     arch: str = option("vit_base_patch16_clip_quickgelu_224.openai", help="timm vision transformer")
-    stride: int | None = option(None, help="pixels between patches; null: the patch size; less: overlapping patches")
-    pretrained: bool | str = option(True, help="load timm's weights of this name, or those of a file in timm's format")
+    stride: int | None = option(
+        None, ge=1, help="pixels between patches; null: the patch size; less: overlapping patches"
+    )
+    pretrained: bool | str = option(
+        True, path=True, help="load timm's weights of this name, or those of a file in timm's format"
+    )
     options: dict[str, Any] = option({}, help="arguments for timm, for instance depth or patch_size")
     checkpointing: bool = option(False, help=CHECKPOINTING, resumable=True)
 
@@ -51,7 +55,9 @@ class ImageOptions:
 class TextOptions:
     """Text tower."""
 
-    arch: str = option("openai/clip-vit-base-patch16", help="CLIP model of the hub, a local folder of one, or clip")
+    arch: str = option(
+        "openai/clip-vit-base-patch16", path=True, help="CLIP model of the hub, a local folder of one, or clip"
+    )
     pretrained: bool = option(True, help="load the weights of this name")
     options: dict[str, Any] = option({}, help="arguments for transformers' CLIPTextConfig")
     checkpointing: bool = option(False, help=CHECKPOINTING, resumable=True)

@@ -13,6 +13,7 @@ from utils.registry import Registry
 
 Reduction = Literal["mean", "none"]
 Weight = Annotated[float, Option(ge=0)]
+Margin = Annotated[float, Option(ge=0)]
 
 
 def reduce(per_pair: Tensor, reduction: Reduction) -> Tensor:

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from model.objectives.base import OBJECTIVES, Metadata, Metrics, Objective, Reduction, Step, Weight, reduce
+from model.objectives.base import OBJECTIVES, Margin, Metadata, Metrics, Objective, Reduction, Step, Weight, reduce
 from utils.batch import caption_mask
 from utils.options import Option
 from utils.precision import precise
@@ -205,8 +205,8 @@ class ExplicitFineGrained(Objective):
         metadata: Metadata,
         *,
         weight: Weight = 1.0,
-        margin_text: float = 0.1,
-        margin_image: float = 0.1,
+        margin_text: Margin = 0.1,
+        margin_image: Margin = 0.1,
         temperature: Annotated[float, Option(gt=0)] = 0.1,
         sigma: Annotated[float, Option(ge=0)] = 1.0,
         variant: Variant = "code",

@@ -10,13 +10,12 @@ from torch import Tensor
 
 from model.objectives.base import OBJECTIVES, Metadata, Reduction, Step, reduce
 from model.objectives.pair import PairObjective
-from utils.errors import ConfigError
 from utils.options import Option
 
 Gap = Literal["cosine", "prob"]
 Positive = Literal["first", "pair", "best"]
 TargetNorm = Literal["l2", "sum"]
-Epsilon = Annotated[float, Option(ge=0)]
+Epsilon = Annotated[float, Option(gt=0)]
 
 
 def sdm_loss(
@@ -190,7 +189,7 @@ class AdaptiveSDM(PairObjective):
         self,
         metadata: Metadata,
         *,
-        alpha: Any = 10.0,  # OmegaConf has no type for "a number or two of them"
+        alpha: Annotated[float | tuple[float, float], Option(ge=0)] = 10.0,
         gap: Gap = "cosine",
         positive: Positive = "first",
         detach: bool = False,
@@ -198,14 +197,8 @@ class AdaptiveSDM(PairObjective):
         **pair: Any,
     ) -> None:
         super().__init__(metadata, **pair)
-        both = _both_directions(alpha)
-        if len(both) != 2 or not all(type(number) in (int, float) and 0 <= number < math.inf for number in both):
-            raise ConfigError(
-                "losses.asdm.alpha: must be a number that is not negative, or two of them (for image anchors, for "
-                f"caption anchors), got {alpha!r}"
-            )
         self.options: dict[str, Any] = {
-            "alpha": tuple(both),
+            "alpha": alpha,
             "gap": gap,
             "positive": positive,
             "detach": detach,

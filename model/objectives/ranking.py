@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 import torch.nn.functional as F
 from torch import Tensor
 
-from model.objectives.base import OBJECTIVES, Metadata, Reduction, Step, reduce
+from model.objectives.base import OBJECTIVES, Margin, Metadata, Reduction, Step, reduce
 from model.objectives.pair import PairObjective
 from utils.options import Option
 
@@ -150,7 +150,7 @@ class _Ranking(PairObjective):
         metadata: Metadata,
         *,
         tau: Annotated[float, Option(gt=0)] = 0.015,
-        margin: float = 0.1,
+        margin: Margin = 0.1,
         **pair: Any,
     ) -> None:
         super().__init__(metadata, **pair)

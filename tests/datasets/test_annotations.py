@@ -1,6 +1,7 @@
 """Annotation files of every data set: records keep the file's content, errors name file, annotation and field."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -146,6 +147,25 @@ def test_missing_folders_files_and_data_sets_are_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"data\.dataset: unknown data set 'cuhk_peds'; did you mean 'cuhk_pedes'"):
         load_annotations("cuhk_peds", tmp_path)
     assert set(ADAPTERS) == {"cuhk_pedes", "icfg_pedes", "rstpreid", "synthetic"}
+
+
+def test_a_missing_relative_root_is_shown_with_the_working_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    there = rf"\(relative to the working directory {tmp_path}\)"
+    with pytest.raises(DataError, match=rf"dta/CUHK-PEDES {there}: no such data set folder"):
+        load_annotations("cuhk_pedes", "dta")
+    with pytest.raises(DataError, match=rf"dta {there}: no such data root .*create it"):
+        load_annotations("synthetic", "dta")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_pipe_is_no_annotation_file(tmp_path: Path) -> None:
+    (tmp_path / "RSTPReid").mkdir()
+    os.mkfifo(tmp_path / "RSTPReid/data_captions.json")
+    with pytest.raises(DataError, match=r"data_captions\.json: must be a JSON file, got a named pipe"):
+        load_annotations("rstpreid", tmp_path)
 
 
 @pytest.mark.parametrize("dataset", LAYOUTS)

@@ -108,3 +108,8 @@ def test_a_file_that_is_missing_cut_or_an_archive_is_refused(root: Path, tmp_pat
     for name in ("missing.npy", "cut.npy", "empty.npy", "many.npz", "."):
         with pytest.raises(ConfigError, match=r"data\.noise_file: "):
             noisy_loader(root, noise_rate=0.5, noise_file=str(tmp_path / name))
+
+
+def test_a_device_is_no_noise_file() -> None:
+    with pytest.raises(ConfigError, match=r"data\.noise_file: must be a \.npy file, got a device \(/dev/zero\)"):
+        noise_index(DataConfig(noise_rate=0.5, noise_file="/dev/zero"), 4)

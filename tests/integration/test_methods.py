@@ -74,8 +74,8 @@ def test_a_batch_of_one_pair_and_a_masked_away_caption_are_finite() -> None:
 
 MISTAKES = {
     "losses.asdm.alpha=ten": r"losses\.asdm\.alpha: must be a number .* got 'ten'",
-    "losses.asdm.alpha=-1": r"losses\.asdm\.alpha: must be a number that is not negative",
-    "losses.asdm.alpha=[1, 2, 3]": r"losses\.asdm\.alpha: .*two of them .*\[1, 2, 3\]",
+    "losses.asdm.alpha=-1": r"losses\.asdm\.alpha: must be at least 0",
+    "losses.asdm.alpha=[1, 2, 3]": r"losses\.asdm\.alpha: must be a number or a list of 2 numbers, got \[1, 2, 3\]",
     "losses.asdm.alpha=true": r"losses\.asdm\.alpha: ",
     "losses.asdm.alpha=.nan": r"losses\.asdm\.alpha: ",
     "losses.asdm.alpha=null": r"losses\.asdm\.alpha: ",

@@ -1,5 +1,7 @@
 """Reference of the options: every component is described, keys select sections."""
 
+import re
+
 import pytest
 
 from datasets.transforms import AUGMENTATIONS
@@ -24,6 +26,12 @@ def test_every_component_and_every_option_is_described() -> None:
     for section in found.values():
         assert section.description, section.key
         assert not [row.path for row in section.rows if not row.help], section.key
+
+
+def test_every_number_has_a_bound() -> None:
+    rows = [row for section in sections() for row in section.rows]
+    unbounded = [row.path for row in rows if re.search(r"\b(int|float)\b", row.type) and ", " not in row.type]
+    assert rows and not unbounded
 
 
 def test_a_key_selects_a_section_or_an_option() -> None:

@@ -48,7 +48,7 @@ def test_the_update_is_fused(name: str) -> None:
 
 @pytest.mark.parametrize("options", [{"betas": (2.0, 0.9)}, {"eps": -1.0}])
 def test_numbers_out_of_bounds_are_the_users_to_mend(options: dict) -> None:
-    with pytest.raises(ConfigError, match=r"solver\.(betas|eps): must be at least 0"):
+    with pytest.raises(ConfigError, match=r"solver\.(betas|eps): must be (at least|above) 0"):
         build_optimizer(SolverConfig(**options), nn.Linear(2, 2).named_parameters())
 
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from configs.schema import load_config
-from solver.schedule import SCHEDULES, Progress, lr_at, schedule_options
+from processor.resolve import resolve
+from solver.schedule import SCHEDULES, Progress, lr_at, schedule_notes, schedule_options
 from tests.helpers.configs import GOLDEN, ROOT
 from utils.errors import ConfigError
 
@@ -52,14 +53,46 @@ def test_options_are_those_of_the_schedule() -> None:
         ({"name": "cosin"}, r"solver\.schedule\.name: unknown schedule 'cosin'; did you mean 'cosine'"),
         ({"name": 3}, r"solver\.schedule\.name: must be set, got 3; choose from"),
         ({"gamma": 0.1}, r"solver\.schedule\.gamma: cosine has no such option \(null drops an inherited one\)"),
-        ({"name": "step", "gamma": -1}, r"solver\.schedule\.gamma: must be at least 0, got -1\.0"),
-        ({"name": "exp", "power": -2}, r"solver\.schedule\.power: must be at least 0, got -2\.0"),
+        ({"name": "step", "gamma": -1}, r"solver\.schedule\.gamma: must be above 0 and at most 1, got -1\.0"),
+        ({"name": "exp", "power": -2}, r"solver\.schedule\.power: must be above 0 and at most 1, got -2\.0"),
         ({"warmup_factor": math.nan}, r"solver\.schedule\.warmup_factor: must be a finite number, got nan"),
         ({"warmup": "slow"}, r"solver\.schedule\.warmup: .*slow"),
     ):
         with pytest.raises(ConfigError, match=message):
             schedule_options(options)
     assert schedule_options({"name": "timm_cosine", "warmup_factor": None}) == schedule_options({"name": "timm_cosine"})
+
+
+@pytest.mark.parametrize(
+    "overrides, message",
+    [
+        (["schedule.min_lr=1"], r"min_lr: must be at most 1e-05, the smallest rate of .*, got 1; lower it"),
+        (
+            ["schedule={name: timm_cosine, warmup_lr: 2e-5, warmup_factor: null, warmup: null}"],
+            r"warmup_lr: must be at most 1e-05, .*, got 2e-05",
+        ),
+        (["rules=[{match: x, lr_mult: 0.1}]", "schedule.min_lr=5e-6"], r"min_lr: must be at most 1e-06"),
+    ],
+)
+def test_no_schedule_leads_above_the_rate_of_a_group(overrides: list[str], message: str) -> None:
+    config = load_config(ROOT / "configs/irra.yaml", [f"solver.{override}" for override in overrides])
+    with pytest.raises(ConfigError, match=r"solver\.schedule\." + message):
+        resolve(config)
+
+
+def test_a_warm_up_of_all_epochs_is_remarked_on() -> None:
+    for name in ("cosine", "timm_cosine"):
+        schedule = schedule_options({"name": name, "warmup_epochs": 3})
+        assert schedule_notes(schedule, 4) == []
+        (note,) = schedule_notes(schedule, 3)
+        assert "solver.schedule.warmup_epochs (3) is at least train.epochs (3)" in note
+
+
+@pytest.mark.parametrize("rate", [-1.0, math.inf, math.nan])
+def test_a_schedule_from_outside_gives_a_rate(rate: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(SCHEDULES._components, "odd", lambda progress, base_lr: rate)
+    with pytest.raises(ConfigError, match=rf"odd must give a rate of at least 0, got {rate} in epoch 2"):
+        lr_at(2, 1.0, name="odd", epochs=3)
 
 
 def test_a_schedule_from_outside_is_used(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -131,7 +131,7 @@ def test_mistakes_end_in_one_line_before_anything_is_trained(
         "row: plain": "row: unknown key; did you mean 'rows'?",
         "rows: {plain: {confg: configs/irra.yaml}}": "rows.plain.confg: unknown key; did you mean 'config'?",
         "rows: {plain: {set: []}}": "rows.plain.config",
-        "rows: {plain: configs/ira.yaml}": "configs/ira.yaml: no such config file",
+        "rows: {plain: configs/ira.yaml}": "no such config file",
         "rows: {plain: '${run}/x.yaml'}": "run",
         "seeds: one": "seeds",
         "seeds: []": "needs at least one row and one seed",

@@ -1,6 +1,7 @@
 """YAML files and overrides: inheritance, null, --set, broken files, misspelt keys, arbitrary content."""
 
 import json
+import os
 import string
 from pathlib import Path
 from typing import Any
@@ -79,8 +80,19 @@ def test_a_broken_file_is_an_error_that_names_it(case: str, tmp_path: Path) -> N
 
 
 def test_a_missing_file_is_named() -> None:
-    with pytest.raises(ConfigError, match=r"configs/ira\.yaml: no such config file"):
+    with pytest.raises(
+        ConfigError, match=r"configs/ira\.yaml \(relative to the working directory /.*\): no such config"
+    ):
         load_config("configs/ira.yaml")
+
+
+def test_pipes_and_devices_are_no_configs(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.yaml")
+    write_yaml(tmp_path, "b.yaml", "base: a.yaml")
+    write_yaml(tmp_path, "c.yaml", "base: /dev/zero")
+    for name, message in (("a", "a named pipe"), ("b", "a named pipe"), ("c", "a device")):
+        with pytest.raises(ConfigError, match=f"must be a YAML file, got {message}"):
+            load_config(tmp_path / f"{name}.yaml")
 
 
 def key_paths(value: object, above: tuple[str, ...] = ()) -> list[tuple[str, ...]]:

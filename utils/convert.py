@@ -1,0 +1,141 @@
+"""Plain values of YAML -> values of declared types. Every error names the dotted path and the type in plain words."""
+
+import dataclasses
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from utils.errors import ConfigError
+from utils.options import REQUIRED, Option, option_of
+from utils.paths import expanded
+from utils.registry import did_you_mean
+from utils.yaml_text import meaning, settled, spelling
+
+UNIONS = (typing.Union, types.UnionType)
+WORDS = {int: "an integer", float: "a number", bool: "true or false", str: "a text", type(None): "null", list: "a list"}
+MOST_SHOWN = 80  # characters of a value in a message
+
+
+def convert_fields(schema: type, data: Any, path: str, defaults: Any = None) -> Any:
+    """An instance of the dataclass `schema`.
+
+    Args:
+        schema: dataclass with the declared types and defaults.
+        data: mapping of some fields to plain values.
+        path: dotted path of `data` in the config.
+        defaults: instance with the values of the other fields; None takes the defaults of `schema`.
+
+    Raises:
+        ConfigError: unknown key, value of the wrong type, missing value.
+    """
+    if not isinstance(data, Mapping):
+        raise ConfigError(f"{path}: must be a mapping of options, got {_shown(data)}")
+    hints, fields = typing.get_type_hints(schema), {field.name: field for field in dataclasses.fields(schema)}
+    values = {name: _default(field) if defaults is None else getattr(defaults, name) for name, field in fields.items()}
+    for key, value in data.items():
+        where = f"{path}.{key}" if path else str(key)
+        if key not in fields:
+            raise ConfigError(f"{where}: unknown key; {did_you_mean(str(key), fields)}")
+        values[key] = convert(value, hints[key], where, option_of(fields[key]), values[key])
+    for name, value in values.items():
+        if isinstance(value, str) and value == REQUIRED:
+            raise ConfigError(f"{path}.{name}: must be set".removeprefix("."))
+    return schema(**values)
+
+
+def convert(value: Any, hint: Any, path: str, declared: Option, default: Any = None) -> Any:
+    """The value as an instance of the type `hint`.
+
+    Args:
+        value: plain value.
+        hint: declared type.
+        path: dotted path of the value in the config.
+        declared: declaration of the option.
+        default: value in place of this one; mappings are merged with it.
+
+    Raises:
+        ConfigError: the value does not fit the type.
+    """
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if hint is Any:
+        return value if declared.deferred else settled(value)
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
+        return convert_fields(hint, value, path, default if isinstance(default, hint) else None)
+    if origin in UNIONS:
+        return _convert_union(value, hint, path, declared)
+    if origin is dict and isinstance(value, Mapping):
+        given = {key: convert(item, arguments[1], f"{path}.{key}", declared) for key, item in value.items()}
+        return {**default, **given} if isinstance(default, Mapping) else given
+    if origin in (list, tuple) and isinstance(value, list | tuple):
+        kinds = arguments if origin is tuple else arguments * len(value)
+        if len(kinds) == len(value):
+            items = zip(value, kinds, strict=True)
+            return origin(convert(item, kind, f"{path}[{n}]", declared) for n, (item, kind) in enumerate(items))
+    if origin is Literal and (text := _scalar(value, str)) in arguments:
+        return text
+    scalar = _scalar(value, hint)
+    if scalar is None:
+        raise ConfigError(f"{path}: must be {in_words(hint)}, got {_shown(value)}{_fix(value, hint)}")
+    return expanded(scalar) if declared.path and isinstance(scalar, str) else scalar
+
+
+def in_words(hint: Any) -> str:
+    """Description of a type for a message, such as `a list of 2 integers`."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in UNIONS:
+        return " or ".join(in_words(argument) for argument in arguments)
+    if origin is Literal:
+        return "one of " + ", ".join(map(str, arguments))
+    if origin is tuple:
+        return f"a list of {len(arguments)} {in_words(arguments[0]).split()[-1]}s"
+    return "a mapping of options" if origin is dict else WORDS.get(origin or hint, str(hint))
+
+
+def _default(field: "dataclasses.Field[Any]") -> Any:
+    if field.default_factory is not dataclasses.MISSING:
+        return field.default_factory()
+    return REQUIRED if field.default is dataclasses.MISSING else field.default
+
+
+def _convert_union(value: Any, hint: Any, path: str, declared: Option) -> Any:
+    kinds = typing.get_args(hint)
+    if value is None and type(None) in kinds:
+        return None
+    for kind in kinds:
+        try:
+            return convert(value, kind, path, declared)
+        except ConfigError:
+            continue
+    raise ConfigError(f"{path}: must be {in_words(hint)}, got {_shown(value)}{_fix(value, hint)}")
+
+
+def _scalar(value: Any, hint: Any) -> Any:
+    """The value as a text, truth value or number; None if it is something else."""
+    if hint is str:
+        return (
+            str(value) if isinstance(value, str) else spelling(value) if isinstance(value, bool | int | float) else None
+        )
+    value = meaning(value) if isinstance(value, str) else value
+    if hint is bool or isinstance(value, bool):
+        return value if hint is bool and isinstance(value, bool) else None
+    if hint is float and isinstance(value, int | float):
+        return float(value)
+    return value if hint is int and isinstance(value, int) else None
+
+
+def _shown(value: Any) -> str:
+    text = "null" if value is None else spelling(value) if isinstance(value, bool) else repr(settled(value))
+    return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}..."
+
+
+def _fix(value: Any, hint: Any) -> str:
+    """The remedy for a frequent slip, to end the message with."""
+    kinds = typing.get_args(hint) if typing.get_origin(hint) in UNIONS else (hint,)
+    if value is None and str in kinds:
+        return "; quote a text that reads null or ~"
+    if isinstance(value, str) and any(typing.get_origin(kind) in (list, tuple) for kind in kinds):
+        return f"; write [{value}]"
+    if isinstance(value, str) and {int, float} & set(kinds) and value.lstrip("+-")[:1].isdigit():
+        return "; write decimal digits" + (", such as 1000" if int in kinds else ", such as 0.5 or 1e-4")
+    return ""
