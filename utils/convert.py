@@ -10,7 +10,7 @@ from utils.errors import ConfigError
 from utils.options import REQUIRED, Option, option_of
 from utils.paths import expanded
 from utils.registry import did_you_mean
-from utils.yaml_text import meaning, settled, spelling
+from utils.yaml_text import Plain, meaning, settled, spelling
 
 UNIONS = (typing.Union, types.UnionType)
 WORDS = {int: "an integer", float: "a number", bool: "true or false", str: "a text", type(None): "null", list: "a list"}
@@ -125,6 +125,8 @@ def _scalar(value: Any, hint: Any) -> Any:
 
 
 def _shown(value: Any) -> str:
+    if isinstance(value, Plain):
+        return str(value)
     text = "null" if value is None else spelling(value) if isinstance(value, bool) else repr(settled(value))
     return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}..."
 

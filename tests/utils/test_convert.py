@@ -76,6 +76,7 @@ def test_values_that_fit() -> None:
     [
         ("count: x", "count: must be an integer, got 'x'"),
         ("count: 1.5", "count: must be an integer, got 1.5"),
+        ("count: 1e3", "count: must be an integer, got 1e3; write decimal digits, such as 1000"),
         ("count: true", "count: must be an integer, got true"),
         ("count: null", "count: must be an integer, got null"),
         *[
