@@ -54,9 +54,8 @@ class Annotations:
 
     def table(self) -> str:
         """Number of identities, images and captions of each split, as the field's logs print them."""
-        rows = [f"{'subset':<8} {'ids':>8} {'images':>8} {'captions':>8}"]
-        rows += [f"{name:<8} {' '.join(f'{count:>8}' for count in count_split(self.split(name)))}" for name in SPLITS]
-        return "\n".join(rows)
+        rows = [("subset", "ids", "images", "captions"), *((name, *count_split(self.split(name))) for name in SPLITS)]
+        return "\n".join(f"{name:<8} {' '.join(f'{count:>8}' for count in counts)}" for name, *counts in rows)
 
     def notes(self) -> list[str]:
         """Remarks about splits and labels, for the log."""

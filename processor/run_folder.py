@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 
 from configs.schema import Config, load_config, parse_config
 from datasets.annotations import Annotations
 from datasets.noise import Index
-from processor.resolve import resolve
 from processor.trainer import Trainer
 from utils.checkpoint import load_checkpoint
 from utils.config import to_yaml
@@ -27,6 +27,7 @@ from utils.files import locked, write_text
 from utils.integrity import file_hash
 from utils.logger import LOGGER, start_logging
 from utils.paths import in_full
+from utils.yaml_text import read_yaml
 
 
 def one_writer(run: Path) -> contextlib.AbstractContextManager[None]:
@@ -114,19 +115,26 @@ def run_config(run: Path, overrides: list[str]) -> Config:
     path = run / "config.yaml"
     if not run.is_dir() or not (path.exists() or began(run)):
         raise ConfigError(f"{in_full(run)}: not a run folder (it has no config.yaml)")
-    try:
-        resolve(load_config(path))
-    except ConfigError as error:
+    if problem := _damage(path):
         text = _config_of_checkpoint(run)
         if text is None:
-            raise
+            raise ConfigError(f"{path}: damaged ({problem}), and no checkpoint holds a copy; write it again")
         if env_rank() == 0:
-            LOGGER.warning("%s; using the config inside the checkpoint", error)
+            LOGGER.warning("%s: damaged (%s); using the config inside the checkpoint", path, problem)
         with tempfile.TemporaryDirectory() as folder:
-            copy = Path(folder) / path.name
-            copy.write_text(text, encoding="utf-8")
-            return load_config(copy, overrides)
+            path = Path(folder) / path.name
+            path.write_text(text, encoding="utf-8")
+            return load_config(path, overrides)
     return load_config(path, overrides)
+
+
+def _damage(path: Path) -> str | None:
+    """Problem of a file that cannot be read as a config; None for one with settings, even if they are wrong."""
+    try:
+        content = read_yaml(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        return (str(error).splitlines() or [type(error).__name__])[0]
+    return None if isinstance(content, dict) and "model" in content else "settings are missing"
 
 
 def _config_of_checkpoint(run: Path) -> str | None:

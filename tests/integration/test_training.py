@@ -35,7 +35,7 @@ def finished(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_run_folder_holds_everything(finished: Path) -> None:
     names = {path.name.split(".")[0] if path.name.startswith("events") else path.name for path in finished.iterdir()}
-    assert names == {"config.yaml", "train.log", "metrics.jsonl", "best.pt", "last.pt", "events"}
+    assert names == {".lock", "config.yaml", "train.log", "metrics.jsonl", "best.pt", "last.pt", "events"}
     assert resolve(load_config(finished / "config.yaml")).train.epochs == 6
     last, best = load_checkpoint(finished / "last.pt"), load_checkpoint(finished / "best.pt")
     assert last["epoch"] == 6 and {"model", "training", "config", "metrics"} <= set(last)
@@ -144,7 +144,7 @@ def test_a_checkpoint_with_nan_is_told_as_such(
     torch.save(content, tmp_path / "nan.pt")
     with pytest.raises(SystemExit):
         run_test_program(monkeypatch, "--run", finished, "--checkpoint", tmp_path / "nan.pt")
-    assert "error: embeddings are not finite" in capsys.readouterr().err
+    assert "encoder.text.projection.weight (NaN or infinite)" in capsys.readouterr().err
 
 
 def test_the_val_split_can_be_tested_too(finished: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:

@@ -93,14 +93,21 @@ def test_a_damaged_config_is_read_from_the_checkpoint(damaged: bytes | None, run
     same_runs(straight, run)
 
 
-@pytest.mark.parametrize("edit", [("seed: 1", "seed: 7"), ("lr: ", "lr: 1000")])
+@pytest.mark.parametrize("edit", [("seed: 1", "seed: 7"), ("  lr: 1", "  lr: 1000")])
 def test_an_edited_config_is_another_experiment(edit: tuple[str, str], run: Path) -> None:
     path = run / "config.yaml"
     path.write_text(path.read_text().replace(*edit))
     before = content_of(run)
-    with pytest.raises(ConfigError, match=rf"(?s)another experiment.*{edit[0].split(':')[0]}: .* -> "):
+    with pytest.raises(ConfigError, match=rf"(?s)another experiment.*{edit[0].split(':')[0].strip()}: .* -> "):
         train_program.resume(run, [])
     assert content_of(run) == before
+
+
+def test_a_wrong_edit_is_no_damage(run: Path) -> None:
+    path = run / "config.yaml"
+    path.write_text(path.read_text().replace("epochs: 2", "epochs: two"))
+    with pytest.raises(ConfigError, match=r"train\.epochs: must be an integer, got 'two'"):
+        train_program.resume(run, [])
 
 
 def test_changed_annotations_are_another_experiment(root: Path, straight: Path, run: Path, tmp_path: Path) -> None:
