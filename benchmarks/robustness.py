@@ -22,6 +22,7 @@ from torch import Tensor
 
 import train
 from configs.schema import Config, load_config
+from datasets.synthetic.render import render_dataset
 from model.checkpoints.files import read_weights
 from processor.resolve import resolve
 from processor.saving import in_precision
@@ -30,11 +31,11 @@ from utils.errors import CheckpointError
 from utils.integrity import file_hash
 
 SMALL = [
-    *("data.image_size=[64, 32]", "data.text_length=48", "data.batch_size=64", "data.workers=1"),
+    *("data.image_size=[64, 32]", "data.text_length=48", "data.batch_size=32", "data.workers=1"),
     "model.image.options={embed_dim: 64, depth: 1, num_heads: 1, patch_size: 16, weight_init: jax}",
     "model.text.options={vocab_size: 1024, hidden_size: 64, intermediate_size: 64, num_hidden_layers: 1, "
     "num_attention_heads: 1}",
-    *("train.epochs=2", "train.save_every_steps=2", "train.log_every=5"),
+    *("train.epochs=2", "train.save_every_steps=1", "train.log_every=5"),
 ]
 Damage = Callable[[bytearray, random.Random], None]
 
@@ -46,6 +47,7 @@ def config_of(folder: Path) -> Config:
 def kills(folder: Path, number: int, draw: random.Random) -> Counter[str]:
     """Kill runs at random moments until there were `number` kills; returns counts of kills and of equal runs."""
     counts: Counter[str] = Counter()
+    render_dataset(folder / "data", train_ids=80, val_ids=20, test_ids=20)
     straight, started = folder / "straight", time.monotonic()
     in_child(functools.partial(start_or_resume, folder, straight), None)
     longest = 1.2 * (time.monotonic() - started)
