@@ -148,6 +148,7 @@ def train(config: Config, run: Path | None = None, *, resumption: Resumption | N
         LOGGER.info("%s\n%s", config.data.dataset, annotations.table())
         notes = [*annotations.notes(), *task.notes, *worker_notes(config.data)]
         notes += schedule_notes(config.solver.schedule, config.train.epochs)
+        notes += ["solver.lr: the rate is 0, so the weights do not change"] if config.solver.lr == 0 else []
         for note in (*notes, *(resumption.notes if resumption else ())):
             LOGGER.info("%s", note)
         if loader.pairs.noise is not None and rank() == 0:
