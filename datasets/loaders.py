@@ -1,6 +1,7 @@
 """Data loaders from config, annotations and the batch fields of a task."""
 
 import os
+import sys
 from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -135,6 +136,7 @@ def build_train_loader(
             pin_memory=pin_memory,
             persistent_workers=workers > 0,
             timeout=config.timeout if workers else 0,
+            worker_init_fn=leave_errors_to_main,
             generator=torch.Generator(),  # otherwise the loader draws from the model's generator
         )
 
@@ -174,8 +176,14 @@ def eval_loader(
         collate_fn=Collate(),
         pin_memory=pin_memory,
         timeout=timeout if workers else 0,
+        worker_init_fn=leave_errors_to_main,
         generator=torch.Generator(),  # otherwise the loader draws from the model's generator
     )
+
+
+def leave_errors_to_main(worker: int) -> None:
+    """Silence the thread of a worker that sends tensors: an interrupted main process closes the connection."""
+    sys.excepthook = lambda *error: None  # exceptions of the data set reach the main process another way
 
 
 def data_tokenizer(config: DataConfig, folder: Path, *, most: int, kinds: Collection[str] = ("clip",)) -> TextTokenizer:

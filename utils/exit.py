@@ -12,7 +12,7 @@ from types import FrameType
 
 import torch
 
-from utils.distributed import env_rank, world_size
+from utils.distributed import env_rank
 from utils.errors import UserError
 from utils.watchdog import workers
 
@@ -89,8 +89,9 @@ def machine_fault(error: Exception) -> str | None:
             f"no batch for data.timeout seconds ({states}); look for a slow or dead disk, raise data.timeout, or set "
             "data.workers=0 to see the file that hangs"
         )
-    if isinstance(error, RuntimeError) and world_size() > 1 and ("Timed out" in text or "timed out" in text):
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1  # known before the processes have met
+    if isinstance(error, RuntimeError) and several and ("Timed out" in text or "timed out" in text):
         return f"another process did not answer for train.timeout seconds ({text}); see the warnings above"
-    if isinstance(error, RuntimeError) and world_size() > 1 and ("closed by peer" in text or "reset by peer" in text):
+    if isinstance(error, RuntimeError) and several and ("closed by peer" in text or "reset by peer" in text):
         return "another process ended, see its message; resume from the last checkpoint with train.py --resume RUN"
     return None

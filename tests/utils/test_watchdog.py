@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -13,7 +14,7 @@ import torch
 import utils.watchdog as watchdog
 from datasets.loaders import eval_loader
 from tests.helpers.processes import together
-from utils.distributed import rank
+from utils.distributed import rank, start_processes
 from utils.exit import machine_fault
 from utils.watchdog import Watchdog, workers
 
@@ -89,6 +90,19 @@ def test_a_batch_that_does_not_come_ends_with_the_workers_named() -> None:
     message = machine_fault(caught.value)
     assert message and message.startswith("no batch for data.timeout seconds (data loading worker (PID ")
     assert "data.workers=0" in message
+
+
+def test_processes_that_do_not_come_end_the_start(monkeypatch) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    layout = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    for name, value in layout.items():
+        monkeypatch.setenv(name, str(value))
+    with pytest.raises(RuntimeError) as caught:
+        start_processes(timeout=1)
+    message = machine_fault(caught.value)
+    assert message and message.startswith("another process did not answer for train.timeout seconds (")
 
 
 def test_children_without_a_problem_are_listed() -> None:
