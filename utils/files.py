@@ -11,6 +11,7 @@ from typing import IO
 from filelock import FileLock, Timeout
 
 from utils.errors import ConfigError
+from utils.logger import LOGGER
 
 LOCK = ".lock"
 PATIENCE = 10.0  # seconds to wait for a lock: data loading workers outlive a killed process by up to five
@@ -56,11 +57,14 @@ def locked(folder: Path) -> Iterator[None]:
     try:
         lock.acquire()
     except Timeout:
+        holder = ""
         with contextlib.suppress(OSError):
             holder = (folder / LOCK).read_text().strip()
         raise ConfigError(
             f"{folder}: another process writes to this run ({holder or 'unknown'}); wait for it, or end it first"
         ) from None
+    except (OSError, NotImplementedError) as error:  # some network file systems have no locks
+        LOGGER.warning("%s: cannot be locked (%s); start no second process in this run folder", folder, error)
     try:
         with contextlib.suppress(OSError):  # for the message above
             (folder / LOCK).write_text(f"process {os.getpid()} on {socket.gethostname()}\n")

@@ -57,3 +57,16 @@ def test_a_folder_has_one_writer_and_a_dead_one_leaves_no_lock(tmp_path: Path, m
         other.kill()
     with locked(tmp_path):
         assert str(os.getpid()) in (tmp_path / files.LOCK).read_text()
+
+
+@pytest.mark.parametrize("error", [NotImplementedError("no flock"), OSError(37, "No locks available")])
+def test_a_file_system_without_locks_is_warned_of(error: Exception, tmp_path: Path, monkeypatch) -> None:
+    def refuses(self: object, *arguments: object) -> None:
+        raise error
+
+    said: list[str] = []
+    monkeypatch.setattr(files.FileLock, "acquire", refuses)
+    monkeypatch.setattr(files.LOGGER, "warning", lambda text, *values: said.append(text % values))
+    with locked(tmp_path):
+        write_text(tmp_path / "a.txt", "text")
+    assert len(said) == 1 and "cannot be locked" in said[0]
