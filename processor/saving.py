@@ -62,7 +62,8 @@ class RunCheckpoints:
         Raises:
             TrainingError: a weight or the optimizer is not finite; the file is left as it was.
         """
-        names, tensors = zip(*floating({"model": weights, "training": training}), strict=True)
+        lasting = {"model": weights, **{name: training.get(name) for name in ("optimizer", "average")}}
+        names, tensors = zip(*floating(lasting), strict=True)  # the mean of a loss with weight 0 may be NaN
         finite = torch.stack([tensor.isfinite().all().cpu() for tensor in tensors])
         if not finite.all():
             broken = [name for name, fine in zip(names, finite.tolist(), strict=True) if not fine]

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import train as train_program
+from model.objectives.matching import SDM
 from processor.saving import floating
 from processor.trainer import Trainer
 from tests.helpers.configs import config_of
@@ -79,6 +80,13 @@ def test_last_is_never_overwritten_by_what_is_not_finite(place: str, root: Path,
     with pytest.raises(TrainingError, match=r"1 of \d+ tensors of the model and its optimizer are not finite"):
         train_program.train(config_of("irra", root, "train.epochs=2"), run)
     assert (run / "last.pt").read_bytes() == before[0]
+
+
+def test_a_loss_that_is_only_logged_may_be_nan(root: Path, tmp_path: Path, monkeypatch) -> None:
+    forward = SDM.forward
+    monkeypatch.setattr(SDM, "forward", lambda self, step: (forward(self, step)[0] * float("nan"), {}))
+    run = train_program.train(config_of("irra", root, "losses.sdm.weight=0"), tmp_path / "run")
+    assert load_checkpoint(run / "last.pt")["epoch"] == 1
 
 
 def test_tensors_are_found_at_any_depth() -> None:
