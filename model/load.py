@@ -10,8 +10,8 @@ from torch import Tensor
 from configs.schema import DataConfig, InitConfig
 from model.checkpoints.descriptions import facts_of
 from model.checkpoints.facts import UNKNOWN, Facts, compare
-from model.checkpoints.files import read_weights, state_dict_of
-from model.checkpoints.formats import FORMATS, recognise
+from model.checkpoints.files import read_weights, state_dict_of, weights_file
+from model.checkpoints.formats import FORMATS, RESNET, recognise
 from model.checkpoints.grids import fit_positions
 from model.encoders import ENCODERS
 from model.task import RetrievalTask
@@ -82,8 +82,14 @@ def load_weights(
             preprocessing. The task is unchanged then.
         ConfigError: the format does not exist, or a pattern of `skip` matches nothing.
     """
+    path = weights_file(path)
     content = read_weights(path)
     state = state_dict_of(content, path)
+    if resnet := next((name for name in state if RESNET.search(name)), None):
+        raise CheckpointError(
+            f"{path}: its image tower is a ResNet (tensor {resnet}), which is not supported; use weights of a vision "
+            "transformer, such as CLIP's ViT-B/16"
+        )
     if format is None:
         format = recognise(state)
         if format is None:
