@@ -8,6 +8,7 @@ from pathlib import Path
 from torch import Tensor
 
 from configs.schema import DataConfig, InitConfig
+from model.checkpoints.architectures import architecture_hint
 from model.checkpoints.descriptions import facts_of
 from model.checkpoints.facts import UNKNOWN, Facts, compare
 from model.checkpoints.files import read_weights, state_dict_of, weights_file
@@ -157,12 +158,12 @@ def load_converted(
     report.loaded = list(fitting)
     accounted = {*fitting, *report.dropped, *report.skipped, *(name for name, *_ in misfits)}
     report.missing = sorted(current.keys() - accounted)
-    _refuse_misfits(report, misfits)
+    _refuse_misfits(report, misfits, architecture_hint(state, current))
     task.load_state_dict(fitting, strict=False)  # casts floats of any precision to the module's
     return report
 
 
-def _refuse_misfits(report: LoadReport, misfits: list[tuple[str, str, str]]) -> None:
+def _refuse_misfits(report: LoadReport, misfits: list[tuple[str, str, str]], hint: str) -> None:
     optional = tuple(f"encoder.{prefix}" for encoder in ENCODERS.values() for prefix in encoder.optional_modules)
     missing, unexpected = (
         [name for name in names if name.startswith("encoder.") and not name.startswith(optional)]
@@ -181,6 +182,7 @@ def _refuse_misfits(report: LoadReport, misfits: list[tuple[str, str, str]]) -> 
         raise CheckpointError(
             f"{report.source} (format {report.format}): does not fit the model of this config, nothing was loaded; "
             + "; ".join(problems)
+            + hint
         )
 
 
