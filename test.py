@@ -24,6 +24,8 @@ from utils.logger import LOGGER, start_logging
 from utils.metrics import Ranking
 from utils.paths import expand, expanded, in_full
 
+NAMED = ("best", "last", "best_ema")  # checkpoints of a run
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Evaluate a run folder of train.py, or weights from elsewhere.")
@@ -85,8 +87,7 @@ def load_task(arguments: argparse.Namespace) -> tuple[Config, RetrievalTask, str
         if arguments.weights or arguments.format:
             raise ConfigError("--weights, --format: need --config; name a checkpoint of --run with --checkpoint")
         config = run_config(arguments.run, arguments.set)
-        name = arguments.checkpoint or "best"
-        path = arguments.run / f"{name}.pt" if name in ("best", "last", "best_ema") else Path(name)
+        path = checkpoint_path(arguments.run, arguments.checkpoint or "best")
         config = dataclasses.replace(config, init=InitConfig(path=str(path), format="own"))
     else:
         if arguments.checkpoint:
@@ -99,6 +100,15 @@ def load_task(arguments: argparse.Namespace) -> tuple[Config, RetrievalTask, str
         if not (arguments.run and note.startswith("weights from ")):  # a run's weights fit: the table would say nothing
             LOGGER.info("%s", note)
     return config, task, task.weights_from or f"{config.name} before training"
+
+
+def checkpoint_path(run: Path, name: str) -> Path:
+    """The path that --checkpoint means: a name in the run folder, with or without `.pt`, or a path."""
+    stem = name.removesuffix(".pt")
+    named = run / f"{stem}.pt"
+    if name in NAMED or (not Path(name).exists() and (stem in NAMED or named.exists())):
+        return named
+    return Path(name)
 
 
 def init_overrides(arguments: argparse.Namespace) -> list[str]:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 from configs.schema import Config, InitConfig, parse_config
+from model.checkpoints.files import weights_file
 from model.encoders import ENCODERS, Encoder
 from model.load import load_init
 from model.objectives import OBJECTIVES, Metadata, Objective
@@ -119,7 +120,7 @@ def build_teacher(config: Config) -> Teacher:
         ConfigError: it was trained on other images or with another tokenizer.
         CheckpointError: it is damaged, or no checkpoint of train.py.
     """
-    path = str(config.teacher.checkpoint)
+    path = str(weights_file(str(config.teacher.checkpoint)))
     text = load_checkpoint(path).get("config")
     if not isinstance(text, str):
         raise CheckpointError(f"{path}: has no config inside, so its encoder is unknown; use a checkpoint of train.py")

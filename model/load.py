@@ -8,10 +8,11 @@ from pathlib import Path
 from torch import Tensor
 
 from configs.schema import DataConfig, InitConfig
+from model.checkpoints.architectures import architecture_hint
 from model.checkpoints.descriptions import facts_of
 from model.checkpoints.facts import UNKNOWN, Facts, compare
-from model.checkpoints.files import read_weights, state_dict_of
-from model.checkpoints.formats import FORMATS, recognise
+from model.checkpoints.files import read_weights, state_dict_of, weights_file
+from model.checkpoints.formats import FORMATS, RESNET, recognise
 from model.checkpoints.grids import fit_positions
 from model.encoders import ENCODERS
 from model.task import RetrievalTask
@@ -82,8 +83,14 @@ def load_weights(
             preprocessing. The task is unchanged then.
         ConfigError: the format does not exist, or a pattern of `skip` matches nothing.
     """
+    path = weights_file(path)
     content = read_weights(path)
     state = state_dict_of(content, path)
+    if resnet := next((name for name in state if RESNET.search(name)), None):
+        raise CheckpointError(
+            f"{path}: its image tower is a ResNet (tensor {resnet}), which is not supported; use weights of a vision "
+            "transformer, such as CLIP's ViT-B/16"
+        )
     if format is None:
         format = recognise(state)
         if format is None:
@@ -151,12 +158,12 @@ def load_converted(
     report.loaded = list(fitting)
     accounted = {*fitting, *report.dropped, *report.skipped, *(name for name, *_ in misfits)}
     report.missing = sorted(current.keys() - accounted)
-    _refuse_misfits(report, misfits)
+    _refuse_misfits(report, misfits, architecture_hint(state, current))
     task.load_state_dict(fitting, strict=False)  # casts floats of any precision to the module's
     return report
 
 
-def _refuse_misfits(report: LoadReport, misfits: list[tuple[str, str, str]]) -> None:
+def _refuse_misfits(report: LoadReport, misfits: list[tuple[str, str, str]], hint: str) -> None:
     optional = tuple(f"encoder.{prefix}" for encoder in ENCODERS.values() for prefix in encoder.optional_modules)
     missing, unexpected = (
         [name for name in names if name.startswith("encoder.") and not name.startswith(optional)]
@@ -175,6 +182,7 @@ def _refuse_misfits(report: LoadReport, misfits: list[tuple[str, str, str]]) -> 
         raise CheckpointError(
             f"{report.source} (format {report.format}): does not fit the model of this config, nothing was loaded; "
             + "; ".join(problems)
+            + hint
         )
 
 

@@ -18,6 +18,7 @@ import yaml
 from configs.schema import Config, load_config, parse_config
 from datasets.annotations import Annotations
 from datasets.noise import Index
+from model.checkpoints.files import weights_file
 from processor.trainer import Trainer
 from utils.checkpoint import load_checkpoint
 from utils.config import to_yaml
@@ -94,8 +95,8 @@ def input_hashes(config: Config, annotations: Annotations, noise: Index | None) 
     """SHA-256 of the files that a run is trained on, by name and path. Images are left out, for they take too long."""
     hashes = {} if annotations.file is None else {"annotations": file_hash(annotations.file)}
     if config.teacher.checkpoint is not None and config.losses:
-        with contextlib.suppress(OSError):  # a config may name a teacher that no loss needs
-            hashes["teacher"] = file_hash(config.teacher.checkpoint)
+        with contextlib.suppress(OSError, CheckpointError):  # a config may name a teacher that no loss needs
+            hashes["teacher"] = file_hash(weights_file(config.teacher.checkpoint))
     if noise is not None:
         hashes["noise"] = hashlib.sha256(np.ascontiguousarray(noise).tobytes()).hexdigest()
     return hashes

@@ -66,3 +66,22 @@ def test_test_mistakes_exit_with_one_line(case: str, finished: Path, monkeypatch
     assert status == 1
     assert error.startswith("error: ") and message in error and "Traceback" not in error
     assert not Path("/tmp/this_must_not_be_made").exists()
+
+
+def test_a_checkpoint_is_named_in_its_run_or_by_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, named = tmp_path / "run", test_program.checkpoint_path
+    run.mkdir()
+    (run / "epoch_002.pt").touch()
+    monkeypatch.chdir(tmp_path)
+    assert named(run, "best") == run / "best.pt" and named(run, "last.pt") == run / "last.pt"
+    assert named(run, "epoch_002") == run / "epoch_002.pt"
+    (tmp_path / "last.pt").touch()
+    assert named(run, "last.pt") == Path("last.pt") and named(run, "elsewhere.pt") == Path("elsewhere.pt")
+
+
+def test_a_run_folder_stands_for_its_best_weights(
+    finished: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = ["--config", finished / "config.yaml", "--weights", finished]
+    status, out, err = run_program(test_program.main, monkeypatch, capsys, *config)
+    assert status == 0 and f"{finished / 'best.pt'}, epoch" in out + err

@@ -12,7 +12,9 @@ from utils.errors import CheckpointError
 from utils.files import replacing
 from utils.integrity import check_intact, seal
 from utils.paths import in_full
+from utils.signatures import check_signature
 from utils.tensors import check_storage, check_values
+from utils.unpickling import read_pickle
 
 
 def save_checkpoint(path: str | Path, content: Mapping[str, Any]) -> None:
@@ -38,22 +40,20 @@ def save_checkpoint(path: str | Path, content: Mapping[str, Any]) -> None:
 def load_checkpoint(path: str | Path) -> dict[str, Any]:
     """Read a file of `save_checkpoint` onto the CPU: tensors and plain values, without running code.
 
+    Settings and numbers of other libraries, such as argparse.Namespace, become placeholders.
+
     Raises:
         CheckpointError: there is no such file, it is damaged, or its pickle would run code.
     """
     try:
         check_intact(path)
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        check_signature(path)
+        content = read_pickle(path)
     except CheckpointError:
         raise
     except FileNotFoundError:
         raise CheckpointError(f"{in_full(path)}: no such checkpoint") from None
-    except pickle.UnpicklingError as error:
-        if "global" in str(error).lower():  # torch's word for a class or function that a pickle names
-            raise CheckpointError(
-                f"{path}: refused, because it holds more than weights and reading it could run code; if you trust its "
-                "source, save its state dict alone: torch.save(torch.load(FILE, weights_only=False)['model'], NEW)"
-            ) from None
+    except pickle.UnpicklingError:
         raise CheckpointError(f"{path}: damaged, or no checkpoint (no pickle of weights)") from None
     except Exception as error:  # readers raise errors of many types for damaged bytes
         raise CheckpointError(f"{path}: damaged, or no checkpoint ({first_line(error)})") from None

@@ -1,6 +1,7 @@
 """Readers of weight files: torch, TorchScript, safetensors, Hugging Face folders. They run no code of the file."""
 
 import json
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,77 +10,103 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from model.checkpoints.torchscript import is_torchscript, read_torchscript
+from model.checkpoints.unwrap import unwrapped, without_prefixes
 from utils.checkpoint import first_line, load_checkpoint
 from utils.errors import CheckpointError
 from utils.integrity import check_intact
-from utils.paths import in_full
+from utils.paths import why_not_a_file
+from utils.signatures import check_signature, is_safetensors
 from utils.tensors import check_storage
+
+INDEX = ".index.json"
+NAMES = (
+    *("best.pt", "model.safetensors", f"model.safetensors{INDEX}", "pytorch_model.bin", f"pytorch_model.bin{INDEX}"),
+    *("open_clip_model.safetensors", "open_clip_pytorch_model.bin", "last.pt"),
+)
+SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".safetensors")
 
 
 def read_weights(path: str | Path) -> dict[str, Any]:
     """Read the content of a file of weights.
 
     Args:
-        path: a checkpoint or state dict of torch, a TorchScript archive (OpenAI's CLIP), a `.safetensors` file, or a
-            folder of Hugging Face's `save_pretrained`.
+        path: a checkpoint or state dict of torch, a TorchScript archive (OpenAI's CLIP), a safetensors file, a folder
+            of Hugging Face's `save_pretrained`, or a run folder.
 
     Raises:
         CheckpointError: there is no such file, it is damaged, or its pickle would run code.
     """
-    path = Path(path)
+    path = weights_file(path)
     try:
-        return _read_folder(path) if path.is_dir() else _read_file(path)
+        return _read_shards(path) if path.name.endswith(INDEX) else _read_file(path)
     except CheckpointError:
         raise
-    except FileNotFoundError:
-        raise CheckpointError(f"{in_full(path)}: no such checkpoint") from None
     except Exception as error:  # readers raise errors of many types for damaged bytes
         raise CheckpointError(f"{path}: damaged, or no checkpoint ({first_line(error)})") from None
 
 
+def weights_file(path: str | Path) -> Path:
+    """The file of weights, or index of shards, that a path means: in a folder, `best.pt` of a run or the usual names.
+
+    Raises:
+        CheckpointError: a folder holds none of them, or several files of weights under other names.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        return path
+    for name in NAMES:
+        if (path / name).is_file():
+            return path / name
+    others = sorted(file for file in path.iterdir() if file.suffix in SUFFIXES and file.is_file())
+    if len(others) == 1:
+        return others[0]
+    found = f"several files, {', '.join(file.name for file in others[:5])}" if others else "a folder without weights"
+    raise CheckpointError(
+        f"{path}: must be a file of weights, or contain best.pt, model.safetensors, model.safetensors.index.json or "
+        f"pytorch_model.bin, got {found}; name the file"
+    )
+
+
 def _read_file(path: Path) -> dict[str, Any]:
-    """Read one file of any kind, after the comparison with its checksums."""
-    if path.suffix == ".safetensors":
+    """Read one file of any kind, told by its content, after the comparison with its checksums."""
+    if not path.is_file() or why_not_a_file(path):
+        return load_checkpoint(path)  # says what it is
+    if is_safetensors(path) or (path.suffix == ".safetensors" and not zipfile.is_zipfile(path)):
         check_intact(path)
+        check_signature(path)
         return dict(load_file(path))
-    if path.is_file() and is_torchscript(path):
+    if is_torchscript(path):
         check_intact(path)
         return dict(read_torchscript(path))
     return load_checkpoint(path)  # compares by itself
 
 
+def _read_shards(index: Path) -> dict[str, Any]:
+    """Read the shards that an index of Hugging Face lists."""
+    check_signature(index, text=True)
+    shards = sorted({Path(name).name for name in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()})
+    missing = [shard for shard in shards if not (index.parent / shard).is_file()]
+    if missing:
+        raise CheckpointError(
+            f"{index}: {len(missing)} of {len(shards)} shards are missing, {', '.join(missing[:5])}; download them too"
+        )
+    return {name: value for shard in shards for name, value in _read_file(index.parent / shard).items()}
+
+
 def state_dict_of(content: Mapping[str, Any], source: str | Path) -> dict[str, Tensor]:
-    """The named tensors of a checkpoint, without DataParallel's prefix.
+    """The named tensors of a checkpoint, without prefixes of DataParallel, `torch.compile` and the like.
 
     Args:
-        content: a state dict, or a checkpoint with one under `model` or `state_dict`.
+        content: a state dict, or a checkpoint with one under `model`, `state_dict` or another name of the field.
         source: path of the file, for error messages.
 
     Raises:
         CheckpointError: there are no tensors, or other values among them, or sparse, quantised or meta tensors.
     """
-    inner = next((content[key] for key in ("model", "state_dict") if isinstance(content.get(key), Mapping)), content)
-    state = {str(name): value for name, value in inner.items()}
+    state = {str(name): value for name, value in unwrapped(content).items()}
     strange = [name for name, value in state.items() if not isinstance(value, Tensor)]
     if strange or not state:
         what = f"'{strange[0]}', a {type(state[strange[0]]).__name__}" if strange else "nothing"
         raise CheckpointError(f"{source}: must hold a state dict of names and tensors, got {what}")
     check_storage(state, source)
-    if all(name.startswith("module.") for name in state):
-        state = {name.removeprefix("module."): value for name, value in state.items()}
-    return state
-
-
-def _read_folder(folder: Path) -> dict[str, Any]:
-    """Read a Hugging Face folder with one file of weights, or with shards and an index."""
-    index = folder / "model.safetensors.index.json"
-    if (folder / "model.safetensors").is_file():
-        return _read_file(folder / "model.safetensors")
-    if index.is_file():
-        shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        return {name: value for shard in shards for name, value in _read_file(folder / Path(shard).name).items()}
-    if (folder / "pytorch_model.bin").is_file():
-        return _read_file(folder / "pytorch_model.bin")
-    raise CheckpointError(
-        f"{folder}: must contain model.safetensors, model.safetensors.index.json or pytorch_model.bin"
-    )
+    return without_prefixes(state)

@@ -89,6 +89,7 @@ IVT_RULES: Rules = (
 NO_WEIGHTS = re.compile(
     r"^(logit_scale|logit_bias|input_resolution|context_length|vocab_size)$|(^|\.)(attn_mask|position_ids)$"
 )
+RESNET = re.compile(r"(^|\.)layer[1-4]\.\d+\.(conv|bn)\d\.")  # tensors of ResNet towers, which no encoder has
 # A file has the first format whose mark matches one of its names.
 MARKS: tuple[tuple[str, str], ...] = (
     ("own", r"^encoder\."),

@@ -1,5 +1,6 @@
 """CLIP's two towers, built by name: timm's vision transformers and transformers' CLIP text model, and their weights."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -32,6 +33,8 @@ TEXT_ARCHS: dict[str, dict[str, int]] = {
 
 # Errors of timm and transformers for free-form `options` that make no model.
 BAD_OPTIONS = (ValueError, TypeError, AssertionError, RuntimeError, ArithmeticError, LookupError, StrictDataclassError)
+RESNETS = re.compile(r"(?i)(modified)?(rn\d|resnet|resnext|wide_resnet)")  # OpenAI's names and timm's
+VISION_TRANSFORMERS = ("vision_transformer", "vision_transformer_hybrid", "deit")  # modules of timm
 Temperature = Annotated[float, Option(gt=0)]
 CHECKPOINTING = "recompute activations in the backward pass instead of keeping them"
 
@@ -91,6 +94,11 @@ def set_patch_grid(trunk: VisionTransformer, image_size: tuple[int, int], stride
 def build_vit(options: ImageOptions, **settings: Any) -> VisionTransformer:
     """A randomly initialised timm model; `settings` are the arguments decided by the framework."""
     name = options.arch.split(".")[0]
+    if RESNETS.match(name):
+        raise ConfigError(
+            f"model.image.arch: ResNet towers are not supported, got {options.arch}; use a vision transformer, such as "
+            f"{ImageOptions.arch}"
+        )
     if not timm.is_model(name):
         raise ConfigError(
             f"model.image.arch: unknown timm model '{name}'; {did_you_mean(name, timm.list_models('vit_*'))}"
@@ -98,7 +106,9 @@ def build_vit(options: ImageOptions, **settings: Any) -> VisionTransformer:
     try:
         model = timm.create_model(options.arch, pretrained=False, **settings, **options.options)
     except BAD_OPTIONS as error:
-        raise ConfigError(f"model.image.options: timm cannot build {options.arch} ({reason(error)})") from None
+        if timm.model_entrypoint(name).__module__.rpartition(".")[2] in VISION_TRANSFORMERS:
+            raise ConfigError(f"model.image.options: timm cannot build {options.arch} ({reason(error)})") from None
+        model = None  # of another kind, which lacks arguments of vision transformers
     if (
         not isinstance(model, VisionTransformer)
         or model.pos_embed is None

@@ -244,3 +244,17 @@ def test_towers_with_different_activations_are_said() -> None:
     (note,) = build_task(config).notes
     assert "the towers have different activations (image gelu, text quick_gelu)" in note
     assert not build_task(load_config("configs/baseline.yaml", TINY)).notes
+
+
+@pytest.mark.parametrize("arch", ["RN50", "resnet50", "resnet50_clip.openai", "ModifiedResNet"])
+def test_resnet_towers_are_refused_by_name(arch: str, root: Path) -> None:
+    with pytest.raises(
+        ConfigError, match=rf"model\.image\.arch: ResNet towers are not supported, got {arch}; use a vis"
+    ):
+        build_task(config_of("baseline", root, f"model.image.arch={arch}"))
+
+
+@pytest.mark.parametrize("arch", ["convnext_tiny", "swin_tiny_patch4_window7_224"])
+def test_towers_of_another_kind_are_no_fault_of_the_options(arch: str, root: Path) -> None:
+    with pytest.raises(ConfigError, match=rf"model\.image\.arch: must be a vision transformer .*, got {arch}"):
+        build_task(config_of("baseline", root, f"model.image={{arch: {arch}, pretrained: false}}"))
