@@ -107,8 +107,8 @@ def build_vit(options: ImageOptions, **settings: Any) -> VisionTransformer:
     for key in options.options:
         if key not in VIT_OPTIONS:
             raise ConfigError(
-                f"model.image.options.{key}: unknown key; {did_you_mean(str(key), VIT_OPTIONS)}; "
-                "a file of weights is named by model.image.pretrained=FILE"
+                f"model.image.options.{key}: unknown key (model.image.pretrained=FILE takes a file of weights); "
+                f"{did_you_mean(str(key), VIT_OPTIONS)}"
             )
     try:
         model = timm.create_model(options.arch, pretrained=False, **settings, **options.options)
