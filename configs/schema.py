@@ -12,9 +12,11 @@ from typing import Any, Literal
 import yaml
 
 from configs.legacy import upgrade
-from utils.config import load_layers, typed
+from utils.config import leaves, load_layers, typed, yaml_problem
+from utils.convert import shortened
 from utils.errors import ConfigError
 from utils.options import option
+from utils.paths import names_variable
 from utils.patterns import check_pattern
 from utils.yaml_text import read_yaml
 
@@ -182,9 +184,14 @@ def parse_config(text: str) -> Config:
     try:
         data = read_yaml(text)
     except yaml.YAMLError as error:
-        raise ConfigError(f"not a YAML config ({error})") from None
+        raise ConfigError(f"not a YAML config: {yaml_problem(error)}") from None
     if not isinstance(data, dict):
         raise ConfigError(f"a config must be a mapping of keys to values, got {type(data).__name__}")
+    for path, value in leaves(data):
+        if names_variable(str(value)):  # its value would reach messages and saved configs
+            raise ConfigError(
+                f"{path}: must not name an environment variable in a checkpoint, got {shortened(str(value))}"
+            )
     return checked(typed(Config, upgrade(data)))
 
 

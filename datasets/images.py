@@ -6,13 +6,14 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, UnidentifiedImageError
 from PIL.TiffImagePlugin import BITSPERSAMPLE, PHOTOMETRIC_INTERPRETATION, TiffImageFile
 
 from utils.errors import DataError
 from utils.paths import in_full, why_not_a_file
 
 MISSING = "no such image"
+FORMATS = ("JPEG", "PNG", "BMP", "GIF", "JPEG2000", "PPM", "TIFF", "WEBP")  # no EPS: Pillow would run Ghostscript on it
 FORMATS_OF_16_BITS = ("PNG", "PPM")  # their mode I holds 0..65535 (PNG: in Pillow before version 11)
 TURNS = {  # EXIF orientation -> the operation that turns the image upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -86,12 +87,16 @@ def _opened(path: str) -> Iterator[Image.Image]:
     if kind := why_not_a_file(path):
         raise DataError(f"{in_full(path)}: must be an image file, got {kind}")
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=FORMATS) as image:
             if image.mode == "F" or (image.mode == "I" and image.format not in FORMATS_OF_16_BITS):
                 raise ValueError(f"mode {image.mode} has no known brightness range; save it with 8 or 16 bits")
             yield image
     except FileNotFoundError:
         raise DataError(f"{in_full(path)}: {MISSING}") from None
+    except UnidentifiedImageError:
+        raise DataError(
+            f"{in_full(path)}: unreadable image (no {', '.join(FORMATS[:-1])} or {FORMATS[-1]} by its content)"
+        ) from None
     except Exception as error:  # PIL's decoders raise errors of many types on damaged files
         raise DataError(f"{in_full(path)}: unreadable image ({error})") from None
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from datasets.images import read_image
 from datasets.synthetic.render import render_dataset
 from utils.paths import expand
 
@@ -55,8 +56,8 @@ def paint_sheet(folder: Path, count: int, seed: int) -> Image.Image:
     for number, (row, caption) in enumerate(cells):
         place = number if number < count else number - count + first_of_last
         x, y = place % COLUMNS * CELL[0], place // COLUMNS * CELL[1] + (2 * LINE if number >= count else 0)
-        with Image.open(folder / "imgs" / row["file_path"]) as photo:
-            large = photo.resize((photo.width * ZOOM, photo.height * ZOOM), Image.Resampling.BICUBIC)
+        photo = read_image(str(folder / "imgs" / row["file_path"]))
+        large = photo.resize((photo.width * ZOOM, photo.height * ZOOM), Image.Resampling.BICUBIC)
         sheet.paste(large, (x + (CELL[0] - large.width) // 2, y + 8))
         pen.multiline_text((x + 12, y + large.height + 14), textwrap.fill(caption, 31), INK, font)
     return sheet

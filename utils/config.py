@@ -1,20 +1,22 @@
 """YAML files -> one mapping -> typed, frozen dataclasses. Every error names its dotted path."""
 
 import dataclasses
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import yaml
 
-from utils.convert import convert_fields
+from utils.convert import convert_fields, shortened
 from utils.errors import ConfigError
 from utils.options import check_bounds, schema_of
 from utils.paths import expand, in_full, why_not_a_file
 from utils.registry import Registry, did_you_mean
-from utils.yaml_text import read_yaml, settled, write_yaml
+from utils.yaml_text import MOST_LEVELS, read_yaml, settled, write_yaml
 
 T = TypeVar("T")
+MOST_BASES = 20  # files that a config is based on, one on another
 
 
 def load_layers(path: str | Path, overrides: Iterable[str] = ()) -> dict[str, Any]:
@@ -155,10 +157,12 @@ def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any
     return {**below, **above, **nested}
 
 
-def _file_layers(path: Path, seen: tuple[Path, ...]) -> list[tuple[str, dict[str, Any]]]:
+def _file_layers(path: Path, seen: tuple[str, ...]) -> list[tuple[str, dict[str, Any]]]:
     """(file name, content) of `path` and its bases, the lowest base first."""
-    if path.resolve() in seen:
+    if os.path.realpath(path) in seen:
         raise ConfigError(f"{path}: 'base' is circular")
+    if len(seen) == MOST_BASES:
+        raise ConfigError(f"{path}: 'base' must lead through at most {MOST_BASES} files, got more")
     if kind := why_not_a_file(path):
         raise ConfigError(f"{path}: must be a YAML file, got {kind}")
     try:
@@ -167,26 +171,26 @@ def _file_layers(path: Path, seen: tuple[Path, ...]) -> list[tuple[str, dict[str
         named_by = f" (named as 'base' in {seen[-1]})" if seen else ""
         raise ConfigError(f"{in_full(path)}: no such config file{named_by}") from None
     except (OSError, ValueError, yaml.YAMLError) as error:
-        raise ConfigError(f"{path}: {_yaml_problem(error)}") from None
+        raise ConfigError(f"{path}: {yaml_problem(error)}") from None
     if not isinstance(layer, dict):
         raise ConfigError(f"{path}: a config must be a mapping of keys to values")
     base = layer.pop("base", None)
     if base is None:
         return [(str(path), layer)]
-    if not isinstance(base, str):
-        raise ConfigError(f"{path}: 'base' must be the name of one file, got {base}")
-    return [*_file_layers(path.parent / expand(base), (*seen, path.resolve())), (str(path), layer)]
+    if not isinstance(base, str) or not base.isprintable():  # null bytes and lone surrogates
+        raise ConfigError(f"{path}: 'base' must be the name of one file, got {shortened(repr(base))}")
+    return [*_file_layers(path.parent / expand(base), (*seen, os.path.realpath(path))), (str(path), layer)]
 
 
 def _override_layer(text: str) -> tuple[str, dict[str, Any]]:
     key, equals, value = text.partition("=")
-    source, names = f"--set {text}", key.split(".")
-    if not equals or not all(names):
+    source, names = f"--set {shortened(text)}", key.split(".")
+    if not equals or not all(names) or len(names) > MOST_LEVELS:
         raise ConfigError(f"{source}: must have the form key.subkey=value")
     try:
         layer = read_yaml(value)
     except yaml.YAMLError as error:
-        raise ConfigError(f"{source}: {_yaml_problem(error)}") from None
+        raise ConfigError(f"{source}: {yaml_problem(error)}") from None
     for name in reversed(names):
         layer = {name: layer}
     return source, layer
@@ -207,7 +211,7 @@ def _check_dropped_losses(below: Mapping[str, Any], layer: Mapping[str, Any], so
             )
 
 
-def _yaml_problem(error: Exception) -> str:
+def yaml_problem(error: Exception) -> str:
     """Problem and line of a YAML error, in one line."""
     if "tag:yaml.org,2002:python/" in str(error):
         return (

@@ -36,7 +36,7 @@ def convert_fields(schema: type, data: Any, path: str, defaults: Any = None) -> 
     for key, value in data.items():
         where = f"{path}.{key}" if path else str(key)
         if key not in fields:
-            raise ConfigError(f"{where}: unknown key; {did_you_mean(str(key), fields)}")
+            raise ConfigError(f"{shortened(where)}: unknown key; {did_you_mean(str(key), fields)}")
         values[key] = convert(value, hints[key], where, option_of(fields[key]), values[key])
     for name, value in values.items():
         if isinstance(value, str) and value == REQUIRED:
@@ -77,6 +77,8 @@ def convert(value: Any, hint: Any, path: str, declared: Option, default: Any = N
     scalar = _scalar(value, hint)
     if scalar is None:
         raise ConfigError(f"{path}: must be {in_words(hint)}, got {_shown(value)}{_fix(value, hint)}")
+    if isinstance(scalar, str) and "\0" in scalar:
+        raise ConfigError(f"{path}: must be a text without null bytes, got {_shown(value)}")
     return expanded(scalar) if declared.path and isinstance(scalar, str) else scalar
 
 
@@ -126,9 +128,14 @@ def _scalar(value: Any, hint: Any) -> Any:
 
 def _shown(value: Any) -> str:
     if isinstance(value, Plain):
-        return str(value)
-    text = "null" if value is None else spelling(value) if isinstance(value, bool) else repr(settled(value))
-    return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}..."
+        return shortened(str(value))
+    return shortened("null" if value is None else spelling(value) if isinstance(value, bool) else repr(settled(value)))
+
+
+def shortened(text: str) -> str:
+    """A text for a message, in one line of at most `MOST_SHOWN` characters."""
+    line = " ".join(text[: MOST_SHOWN + 1].splitlines())
+    return line if len(text) <= MOST_SHOWN else f"{line[:MOST_SHOWN]}..."
 
 
 def _fix(value: Any, hint: Any) -> str:

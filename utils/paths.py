@@ -23,6 +23,11 @@ def expanded(path: str) -> str:
     return os.path.expandvars(os.path.expanduser(path))
 
 
+def names_variable(text: str) -> bool:
+    """True if the text names an environment variable that is set."""
+    return os.path.expandvars(text) != text
+
+
 def in_full(path: str | Path) -> str:
     """The path for a message about a missing file; a relative one comes with the working directory."""
     return str(path) if Path(path).is_absolute() else f"{path} (relative to the working directory {os.getcwd()})"

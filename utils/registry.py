@@ -12,7 +12,7 @@ T = TypeVar("T")
 def did_you_mean(name: str, choices: Iterable[str]) -> str:
     """`did you mean 'x'?` if one of `choices` is close to `name`, else a list of all choices."""
     choices = list(choices)
-    near = difflib.get_close_matches(name, choices, n=1)
+    near = difflib.get_close_matches(name[:80], choices, n=1)
     return f"did you mean '{near[0]}'?" if near else f"choose from {', '.join(choices) or 'nothing'}"
 
 

@@ -7,6 +7,7 @@ import yaml
 
 NULLS = ("", "~", "null", "Null", "NULL")
 BOOLEANS = {name: value for value in (True, False) for name in (f"{value}", f"{value}".lower(), f"{value}".upper())}
+MOST_LEVELS, MOST_VALUES = 50, 100_000  # of a document; an alias counts as all that it repeats
 MOST_DIGITS = 300  # of an integer, which fits a float then
 INTEGER = re.compile("[-+]?(0|[1-9][0-9]*)")
 FLOAT = re.compile(r"[-+]?(\.[0-9]+|(0|[1-9][0-9]*)(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)")
@@ -23,12 +24,12 @@ def read_yaml(text: str) -> Any:
     texts. `Plain` marks those whose spelling differs from what Python prints.
 
     Raises:
-        yaml.YAMLError: malformed text, a duplicate key, a tag such as `!!python/object`, or too many levels.
+        yaml.YAMLError: malformed text, a duplicate key, a tag such as `!!python/object`, too many levels or values.
     """
     try:
         return yaml.load(text, _Loader)
     except RecursionError:
-        raise yaml.YAMLError("too many levels") from None
+        raise yaml.YAMLError(f"too many levels, more than {MOST_LEVELS}") from None
 
 
 def write_yaml(value: Any) -> str:
@@ -66,11 +67,42 @@ class _Loader(yaml.SafeLoader):
 
     yaml_constructors: ClassVar = {None: yaml.SafeLoader.construct_undefined}
 
+    def get_single_node(self) -> yaml.Node | None:
+        node: yaml.Node | None = super().get_single_node()
+        values, levels = (0, 0) if node is None else _extent(node, {})
+        if levels > MOST_LEVELS:
+            raise yaml.YAMLError(f"too many levels, more than {MOST_LEVELS}")
+        if values > MOST_VALUES:
+            raise yaml.YAMLError(f"too many values, more than {MOST_VALUES:,} with those that aliases repeat")
+        return node
+
+
+def _extent(node: yaml.Node, known: dict[int, tuple[int, int]]) -> tuple[int, int]:
+    """Number of values and levels of a node, with its aliases written out; `known` holds those of other nodes."""
+    if id(node) not in known:
+        known[id(node)] = (1, 1)  # of a node within itself, which the constructor refuses
+        pairs = isinstance(node, yaml.MappingNode)
+        inner = (
+            []
+            if isinstance(node, yaml.ScalarNode)
+            else [one for pair in node.value for one in pair]
+            if pairs
+            else node.value
+        )
+        extents = [_extent(one, known) for one in inner]
+        known[id(node)] = (
+            1 + sum(values for values, _ in extents),
+            1 + max((levels for _, levels in extents), default=0),
+        )
+    return known[id(node)]
+
 
 _Loader.yaml_implicit_resolvers = {"<": yaml.SafeLoader.yaml_implicit_resolvers["<"]}
 
 
-def _scalar(loader: _Loader, node: yaml.ScalarNode) -> Any:
+def _scalar(loader: _Loader, node: yaml.Node) -> Any:
+    if not isinstance(node, yaml.ScalarNode):
+        raise _misfit("text", node)
     if node.style is not None:  # quoted
         return node.value
     value = meaning(node.value)
@@ -81,15 +113,22 @@ def _sequence(loader: _Loader, node: yaml.SequenceNode) -> list[Any]:
     return loader.construct_sequence(node, deep=True)
 
 
-def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[str, Any]:
-    given = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-    for number, (key, _) in enumerate(node.value):
+def _mapping(loader: _Loader, node: yaml.Node) -> dict[str, Any]:
+    if not isinstance(node, yaml.MappingNode):
+        raise _misfit("mapping", node)
+    given: set[str] = set()
+    for key, _ in node.value:
         if not isinstance(key, yaml.ScalarNode):
             raise yaml.constructor.ConstructorError(None, None, "keys must be texts", key.start_mark)
-        if key.value in given[:number]:
+        if key.value in given:
             raise yaml.constructor.ConstructorError(None, None, f"found duplicate key {key.value}", key.start_mark)
+        given.add(key.value)
     loader.flatten_mapping(node)
     return {key.value: loader.construct_object(value, deep=True) for key, value in node.value}
+
+
+def _misfit(tag: str, node: yaml.Node) -> yaml.YAMLError:
+    return yaml.constructor.ConstructorError(None, None, f"expected a {tag}", node.start_mark)
 
 
 _Loader.add_constructor("tag:yaml.org,2002:str", _scalar)

@@ -205,9 +205,14 @@ def _hugging_face(name_or_path: str) -> Tokenizer:
     from transformers import AutoTokenizer  # slow to import
 
     try:
-        backend: Tokenizer = AutoTokenizer.from_pretrained(name_or_path).backend_tokenizer
+        backend: Tokenizer = AutoTokenizer.from_pretrained(name_or_path, trust_remote_code=False).backend_tokenizer
         return backend
     except Exception as error:  # the tokenizers library raises bare exceptions, and others for damaged files
+        if "custom code" in str(error):
+            raise ConfigError(
+                f"data.tokenizer: must be a tokenizer without custom code, got '{name_or_path}', whose code is never "
+                "run; remove auto_map from its tokenizer_config.json and config.json if it has a tokenizer.json"
+            ) from None
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ConfigError(
             f"data.tokenizer: no tokenizer '{name_or_path}' found ({reason}); set it to a hub name such as "

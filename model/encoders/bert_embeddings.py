@@ -9,7 +9,7 @@ from torch import nn
 from transformers import BertConfig, BertModel
 from transformers.models.bert.modeling_bert import BertEmbeddings
 
-from model.encoders.towers import BAD_OPTIONS, known_options, no_weights, reason
+from model.encoders.towers import BAD_OPTIONS, NO_CODE, known_options, no_weights, pretrained_text, reason
 from utils.errors import ConfigError
 from utils.options import option
 from utils.registry import did_you_mean
@@ -62,14 +62,8 @@ def load_text_mlps(words: BertEmbeddings, blocks: Iterable[Any], options: WordOp
         blocks: blocks of the vision transformer, each with a `text_mlp`.
         options: options of the embeddings.
     """
-    try:
-        bert, loaded = BertModel.from_pretrained(
-            options.arch, add_pooling_layer=False, output_loading_info=True, **options.options
-        )
-    except OSError as error:
-        raise no_weights("text", options.arch, error) from None
-    except BAD_OPTIONS as error:
-        raise ConfigError(f"model.text.options: transformers cannot load {options.arch} ({reason(error)})") from None
+    settings = {"add_pooling_layer": False, "output_loading_info": True, **options.options}
+    bert, loaded = pretrained_text(BertModel.from_pretrained, options.arch, settings)
     if loaded["missing_keys"]:  # transformers would initialise them afresh
         raise ConfigError(
             f"model.text.arch: must be a BERT, got {options.arch}, which lacks {len(loaded['missing_keys'])} tensors, "
@@ -94,7 +88,7 @@ def _config_of(width: int, options: WordOptions) -> BertConfig:
     try:
         if options.arch in WORD_ARCHS and not options.pretrained:
             return BertConfig(**{"hidden_size": width, **options.options})
-        return BertConfig.from_pretrained(options.arch, **options.options)
+        return BertConfig.from_pretrained(options.arch, **NO_CODE, **options.options)
     except OSError as error:
         if options.pretrained:
             raise no_weights("text", options.arch, error) from None

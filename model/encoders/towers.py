@@ -1,9 +1,10 @@
 """CLIP's two towers, built by name: timm's vision transformers and transformers' CLIP text model, and their weights."""
 
+import inspect
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import timm
 import torch
@@ -23,6 +24,8 @@ from utils.errors import CheckpointError, ConfigError
 from utils.options import Option, option
 from utils.registry import did_you_mean
 
+T = TypeVar("T")
+
 # Text towers of OpenAI's models, built without a network. Sizes that are not listed are those of B/32.
 TEXT_ARCHS: dict[str, dict[str, int]] = {
     "clip": {},
@@ -32,7 +35,13 @@ TEXT_ARCHS: dict[str, dict[str, int]] = {
 }
 
 # Errors of timm and transformers for free-form `options` that make no model.
-BAD_OPTIONS = (ValueError, TypeError, AssertionError, RuntimeError, ArithmeticError, LookupError, StrictDataclassError)
+BAD_OPTIONS = (
+    ValueError, TypeError, AttributeError, AssertionError, RuntimeError, ArithmeticError, LookupError,
+    StrictDataclassError,
+)  # fmt: skip
+# Arguments of the model, unlike those of timm.create_model, name no file and no hub.
+VIT_OPTIONS = tuple(inspect.signature(VisionTransformer).parameters)
+NO_CODE = {"trust_remote_code": False}  # without it, transformers asks on the terminal whether to run a folder's code
 RESNETS = re.compile(r"(?i)(modified)?(rn\d|resnet|resnext|wide_resnet)")  # OpenAI's names and timm's
 VISION_TRANSFORMERS = ("vision_transformer", "vision_transformer_hybrid", "deit")  # modules of timm
 Temperature = Annotated[float, Option(gt=0)]
@@ -103,6 +112,12 @@ def build_vit(options: ImageOptions, **settings: Any) -> VisionTransformer:
         raise ConfigError(
             f"model.image.arch: unknown timm model '{name}'; {did_you_mean(name, timm.list_models('vit_*'))}"
         )
+    for key in options.options:
+        if key not in VIT_OPTIONS:
+            raise ConfigError(
+                f"model.image.options.{key}: unknown key (model.image.pretrained=FILE takes a file of weights); "
+                f"{did_you_mean(str(key), VIT_OPTIONS)}"
+            )
     try:
         model = timm.create_model(options.arch, pretrained=False, **settings, **options.options)
     except BAD_OPTIONS as error:
@@ -215,7 +230,7 @@ def _pretrained_vit(options: ImageOptions) -> VisionTransformer:
 
 def known_options(config: PretrainedConfig, options: Mapping[str, Any]) -> dict[str, Any]:
     """All options of a text model with their defaults; raises `ConfigError` for an unknown one."""
-    known: dict[str, Any] = config.to_dict()
+    known: dict[str, Any] = {name: value for name, value in config.to_dict().items() if name != "_name_or_path"}
     for name in options:
         if name not in known:
             raise ConfigError(f"model.text.options.{name}: unknown key; {did_you_mean(name, known)}")
@@ -226,7 +241,7 @@ def build_text_model(embed_dim: int, options: TextOptions) -> CLIPTextModelWithP
     """CLIP's text tower, with pretrained or random weights."""
     known = known_options(CLIPTextConfig(), options.options)
     if options.pretrained:
-        return _pretrained_text_model(options)
+        return pretrained_text(CLIPTextModelWithProjection.from_pretrained, options.arch, options.options)
     if options.arch not in TEXT_ARCHS:
         return CLIPTextModelWithProjection(_config_of(options))
     sizes = {**TEXT_ARCHS[options.arch], **options.options}
@@ -241,7 +256,7 @@ def build_text_model(embed_dim: int, options: TextOptions) -> CLIPTextModelWithP
 def _config_of(options: TextOptions) -> CLIPTextConfig:
     """Sizes of a model outside `TEXT_ARCHS`, from its folder or the hub."""
     try:
-        return CLIPTextConfig.from_pretrained(options.arch, **options.options)
+        return CLIPTextConfig.from_pretrained(options.arch, **NO_CODE, **options.options)
     except OSError:
         raise ConfigError(
             f"model.text.arch: unknown '{options.arch}', neither a folder nor in the hub's cache; "
@@ -251,13 +266,19 @@ def _config_of(options: TextOptions) -> CLIPTextConfig:
         raise ConfigError(f"model.text.options: transformers cannot build {options.arch} ({reason(error)})") from None
 
 
-def _pretrained_text_model(options: TextOptions) -> CLIPTextModelWithProjection:
+def pretrained_text(load: Callable[..., T], arch: str, options: Mapping[str, Any]) -> T:
+    """The result of `load`, transformers' `from_pretrained` of a text model, with its errors in plain words."""
     try:
-        return CLIPTextModelWithProjection.from_pretrained(options.arch, **options.options)
+        return load(arch, weights_only=True, **NO_CODE, **options)
     except OSError as error:
-        raise no_weights("text", options.arch, error) from None
+        raise no_weights("text", arch, error) from None
     except BAD_OPTIONS as error:
-        raise ConfigError(f"model.text.options: transformers cannot load {options.arch} ({reason(error)})") from None
+        raise ConfigError(f"model.text.options: transformers cannot load {arch} ({reason(error)})") from None
+    except Exception as error:  # the readers of its file formats raise errors of many types
+        raise CheckpointError(
+            f"model.text.arch: the weights of {arch} are damaged, or a pickle that would run code "
+            f"({type(error).__name__}); save them as safetensors"
+        ) from None
 
 
 def no_weights(tower: str, arch: str, error: Exception) -> ConfigError:

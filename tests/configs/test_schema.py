@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from configs.schema import Config, load_config
+from configs.schema import Config, load_config, parse_config
 from model.build import build_task
 from processor.resolve import resolve
 from tests.helpers.configs import ROOT, TINY, TINY_IVT, write_yaml
@@ -81,7 +81,7 @@ MISTAKES = {
     "train.ema=-0.5": r"train\.ema: must be above 0 and below 1, got -0\.5",
     "data.image_std=[1, 0, 1]": r"data\.image_std: must be above 0",
     "data.image_mean=[1, 0]": r"data\.image_mean: ",
-    "model.image.options.depht=2": r"model\.image\.options: .*depht",
+    "model.image.options.depht=2": r"model\.image\.options\.depht: unknown key .*'depth'",
     "model.image.stride=0": r"model\.image\.stride: must be at least 1, got 0",
     "model.image.stride=17": r"model\.image\.stride: must be from 1 to 16 .* got 17",
     "model.text.options.hiden_size=2": r"model\.text\.options\.hiden_size: unknown key; did you mean 'hidden_size'",
@@ -154,3 +154,62 @@ def test_bad_options_are_refused(override: str, message: str) -> None:
 def test_bad_skips_are_errors(overrides: list[str], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         load_config(RECIPE, overrides)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *[
+            "null: 1",
+            ": 1",
+            "data: {null: 1}",
+            "solver: {lr: !!float x}",
+            "data: !!set {a, b}",
+            "a: &a [*a]",
+            "- 1",
+            "5",
+        ],
+        *[
+            f"{key}: {'9' * 5000}}}"
+            for key in ("train: {epochs", "solver: {lr", "model: {embed_dim", "data: {text_aug")
+        ],
+        *['init: {path: "a\\0b"}', 'data: {root: "a\\0b"}', 'name: "a\\0b"', "base: x.yaml", "name: a\0b"],
+        *["data: {text_levels: [{a: 1}]}", "data: {text_levels: [[a]]}", "data: {text_levels: [null]}"],
+        *[
+            "init: {skip: [{a: 1}]}",
+            "solver: {rules: [1]}",
+            "solver: {rules: {a: 1}}",
+            "data: {image_size: [{a: 1}, 2]}",
+        ],
+        *["data: {image_aug: [{a: 1}]}", "data: {image_aug: [[a]]}", "data: {image_aug: [null]}", "losses: [a]"],
+        *["train: {trackers: [{a: 1}]}", "solver: {schedule: {name: [a]}}", "losses: {null: {}}", "losses: {sdm: 1}"],
+        *["model: [1]", "model: {name: {a: 1}}", "model: {image: [1]}", "model: {image: {options: [1]}}"],
+    ],
+)
+def test_odd_yaml_is_one_clear_error_in_a_file_and_in_a_checkpoint(text: str, tmp_path: Path) -> None:
+    base = "" if text[0] in "-5b" else f"base: {ROOT}/configs/synthetic.yaml\n"
+    file = tmp_path / "x.yaml"
+    file.write_text(base + text + "\n")
+    for read in (lambda: load_config(file), lambda: parse_config(text)):
+        with pytest.raises(ConfigError) as caught:
+            resolve(read())
+        assert len(str(caught.value)) < 500 and len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("text", ["${", "${oc.env:SECRET}", "${oc.env:SECRET,x}", "${SECRET}", "$SECRET", "${name}"])
+def test_texts_are_not_looked_up_anywhere(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SECRET", "hunter2")
+    assert load_config(ROOT / "configs/synthetic.yaml", [f"name='{text}'"]).name == text
+
+
+@pytest.mark.parametrize("text", ["$SECRET", "'${SECRET}/x'", '"\\x24SECRET"', "[{a: [$SECRET]}]"])
+@pytest.mark.parametrize("key", ["data: {root: %s}", "model: {image: {pretrained: %s}}", "data: {image_aug: %s}"])
+def test_a_config_in_a_checkpoint_does_not_read_the_environment(
+    key: str, text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SECRET", "hunter2")
+    with pytest.raises(ConfigError, match=r"must not name an environment variable .*SECRET") as error:
+        parse_config(key % text)
+    assert "hunter2" not in str(error.value)
+    monkeypatch.delenv("SECRET")
+    parse_config("data: {root: $SECRET}")

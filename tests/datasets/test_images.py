@@ -1,13 +1,14 @@
 """Image files: any kind becomes upright 8-bit RGB, or is refused by name."""
 
 import os
+import struct
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import ExifTags, Image
+from PIL import EpsImagePlugin, ExifTags, Image
 
-from datasets.images import TURNS, read_image
+from datasets.images import TURNS, read_header, read_image
 from utils.errors import DataError
 
 GREY = np.linspace(0, 255, 8 * 5).astype(np.uint8).reshape(8, 5)
@@ -46,6 +47,33 @@ def test_a_pipe_a_device_and_a_folder_are_refused_unread(tmp_path: Path) -> None
     for path, kind in ((tmp_path / "pipe.jpg", "a named pipe"), ("/dev/zero", "a device"), (tmp_path, "a folder")):
         with pytest.raises(DataError, match=f"{path}: must be an image file, got {kind}"):
             read_image(str(path))
+
+
+@pytest.mark.parametrize("kind", ["EPS", "PSD", "TGA", "PDF", "ICO"])
+def test_a_format_outside_the_list_is_refused_under_any_name(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    (programs / "gs").write_text(f"#!/bin/sh\ntouch {tmp_path}/ran\n")  # Pillow hands EPS to Ghostscript
+    (programs / "gs").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
+    monkeypatch.setattr(EpsImagePlugin, "gs_binary", None)  # found on an earlier call
+    path = tmp_path / "x.jpg"
+    if kind == "PSD":
+        path.write_bytes(b"8BPS\0\1" + bytes(6) + struct.pack(">HIIHH", 3, 8, 5, 8, 3) + bytes(200))
+    else:
+        Image.fromarray(RGB).save(path, format=kind)
+    for read_any in (read_image, read_header):
+        with pytest.raises(DataError, match=r"x\.jpg: unreadable image \(no JPEG, PNG, .* or WEBP by its content\)"):
+            read_any(str(path))
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "BMP", "GIF", "JPEG2000", "PPM", "TIFF", "WEBP", "MPO"])
+def test_a_format_of_the_list_is_read_under_any_name(kind: str, tmp_path: Path) -> None:
+    Image.fromarray(RGB).save(tmp_path / "x.dat", format=kind)
+    assert read(tmp_path / "x.dat").shape == RGB.shape
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "RGBA", "LA", "P", "1", "CMYK", "YCbCr"])

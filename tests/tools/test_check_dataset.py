@@ -111,7 +111,7 @@ FAULTS = {
     "missing_image": (ERROR, 1, ["imgs/missing\\n.png"]),
     "unreadable_image": (ERROR, 2, [
         "imgs/truncated.png: unreadable image (image file is truncated)",
-        "imgs/text.png: unreadable image (cannot identify image file 'imgs/text.png')",
+        "imgs/text.png: unreadable image (no JPEG, PNG, BMP, GIF, JPEG2000, PPM, TIFF or WEBP by its content)",
     ]),
     "repeated_path": (NOTE, 1, ["imgs/b2.png (2 times)"]),
     "identical_files": (NOTE, 2, ["imgs/a1.png = imgs/b1.png", "imgs/v3.png = imgs/t1.png"]),

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from model.load import load_weights
+from tests.helpers.checkpoints import Bomb
 from utils.checkpoint import load_checkpoint, load_state, save_checkpoint
 from utils.errors import CheckpointError, ConfigError
 
@@ -43,16 +44,6 @@ def test_a_file_cut_short_is_named(part: float, tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[: int(path.stat().st_size * part)])
     with pytest.raises(CheckpointError, match=r"a\.pt: damaged"):
         load_checkpoint(path)
-
-
-class Bomb:
-    """Object that makes a folder when it is unpickled."""
-
-    def __init__(self, target: Path) -> None:
-        self.target = target
-
-    def __reduce__(self):
-        return os.mkdir, (str(self.target),)
 
 
 @pytest.mark.parametrize("how", ["torch", "pickle"])

@@ -14,7 +14,7 @@ from configs.schema import load_config
 from processor.resolve import resolve
 from tests.helpers.configs import ROOT, write_yaml
 from tests.helpers.fuzzing import FUZZ, TREES
-from utils.config import constructor_options, to_plain
+from utils.config import constructor_options, load_layers, to_plain
 from utils.errors import ConfigError
 
 
@@ -93,6 +93,22 @@ def test_pipes_and_devices_are_no_configs(tmp_path: Path) -> None:
     for name, message in (("a", "a named pipe"), ("b", "a named pipe"), ("c", "a device")):
         with pytest.raises(ConfigError, match=f"must be a YAML file, got {message}"):
             load_config(tmp_path / f"{name}.yaml")
+
+
+@pytest.mark.parametrize(
+    "base", ['"a\\0b"', '"\\ud800"', "[x.yaml]", "5", "{a: 1}", "x.yaml", ".", "''", "a" * 5000, "loop"]
+)
+def test_a_base_that_is_no_file_is_a_clear_error(base: str, tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(ConfigError):
+        load_layers(write_yaml(tmp_path, "x.yaml", f"base: {base}\n"))
+
+
+def test_an_endless_chain_of_bases_is_refused(tmp_path: Path) -> None:
+    for number in range(30):
+        write_yaml(tmp_path, f"{number}.yaml", f"base: {number + 1}.yaml\n")
+    with pytest.raises(ConfigError, match=r"20\.yaml: 'base' must lead through at most 20 files"):
+        load_layers(tmp_path / "0.yaml")
 
 
 def key_paths(value: object, above: tuple[str, ...] = ()) -> list[tuple[str, ...]]:

@@ -58,9 +58,43 @@ def test_keys_are_texts_and_anchors_and_merge_keys_work() -> None:
     assert read_yaml("a: &x {b: 1, c: 2}\nd: {<<: *x, c: 3}") == {"a": {"b": 1, "c": 2}, "d": {"b": 1, "c": 3}}
 
 
+def levels(number: int) -> str:
+    """Lists within lists."""
+    return "[" * number + "]" * number
+
+
+@pytest.mark.parametrize("first", ["[x, x, x]", "{x: 1, y: 2}"])
+@pytest.mark.parametrize("fold", ["[{}]", "{{a: {}}}", "{{<<: [{}]}}"])
+def test_aliases_that_multiply_are_refused_at_once(first: str, fold: str) -> None:
+    lines = [f"a0: &a0 {first}"]
+    for number in range(1, 12):
+        again = ", ".join([f"*a{number - 1}"] * 9)
+        lines.append(f"a{number}: &a{number} " + fold.format(again if "[" in fold else f"[{again}]"))
+    with pytest.raises(yaml.YAMLError, match="too many values"):
+        read_yaml("\n".join(lines))
+
+
+def test_many_keys_and_levels_below_the_bounds_are_read() -> None:
+    assert len(read_yaml("\n".join(f"a{number}: 1" for number in range(3_000)))) == 3_000
+    assert read_yaml(levels(50)) is not None
+
+
 @pytest.mark.parametrize(
     "text",
-    ["{a: 1, a: 2}", "[" * 5000, "&x [*x]", "a: &x {b: *x}", "{[1]: 2}", "!!binary aGk=", "!!python/name:os.system x"],
+    [
+        *[
+            "{a: 1, a: 2}",
+            "[" * 5000,
+            "&x [*x]",
+            "a: &x {b: *x}",
+            "{[1]: 2}",
+            "!!binary aGk=",
+            "!!python/name:os.system x",
+        ],
+        *["!!float x", "!!int 1", "!!null x", "!!set {a, b}", "!!omap [a: 1]", "!!str [a]", "!!str {a: 1}", "!!map x"],
+        *["!!map [a]", "!!seq x", "!!seq {a: 1}", "!x y", "a: {<<: 1}", "a: {<<: [1]}", "a\0b", "%YAML 9.9\n--- a"],
+        *[levels(51), "{a: " * 51 + "}" * 51, f"a: &a {levels(30)}\nb: {levels(29).replace('[]', '[*a]')}"],
+    ],
 )
 def test_what_is_no_config_is_refused(text: str) -> None:
     with pytest.raises(yaml.YAMLError):

@@ -1,5 +1,6 @@
 """Towers: pretrained weights from small files in the libraries' own formats, patch grids, activation checkpointing."""
 
+import functools
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from configs.schema import load_config
 from model.build import build_task
 from model.checkpoints.grids import resize_position_grid
 from model.task import RetrievalTask
-from tests.helpers.checkpoints import saved_vit
+from tests.helpers.checkpoints import Bomb, saved_vit
 from tests.helpers.configs import ARCH, GOLDEN, TINY, config_of
 from tests.helpers.golden import close
 from tests.helpers.steps import exact_task, micro_batches_of, same_step, step_of, take_gradients
@@ -57,18 +58,54 @@ def test_a_text_tower_of_another_width_or_length_is_an_error(tmp_path: Path) -> 
         tiny_encoder(f"model.text={{arch: {folder}, pretrained: true}}", "model.text.options.hidden_size=128")
 
 
-def test_a_pretrained_vision_tower_is_loaded_and_its_position_grid_resized(tmp_path: Path) -> None:
+def publish(monkeypatch: pytest.MonkeyPatch, file: Path) -> None:
+    """Let timm take a file for the weights of a name, as if it came from the hub."""
+    entry = {"file": str(file), "num_classes": 64}
+    monkeypatch.setattr(timm, "create_model", functools.partial(timm.create_model, pretrained_cfg_overlay=entry))
+
+
+def test_a_pretrained_vision_tower_is_loaded_and_its_position_grid_resized(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     torch.manual_seed(0)
     sizes = {"embed_dim": 64, "depth": 1, "num_heads": 1, "patch_size": 16}
     source = timm.create_model(ARCH, num_classes=64, **sizes)
     torch.save(source.state_dict(), tmp_path / "vit.pth")
-    file = f"{{file: {tmp_path}/vit.pth, num_classes: 64}}"  # as in timm's registry for the real weights
-    encoder = tiny_encoder("model.image.pretrained=true", f"model.image.options.pretrained_cfg_overlay={file}")
+    publish(monkeypatch, tmp_path / "vit.pth")
+    encoder = tiny_encoder("model.image.pretrained=true")
     loaded, expected = encoder.state_dict(), source.state_dict()
     assert loaded["image.trunk.pos_embed"].shape == (1, 1 + 4 * 2, 64)
     torch.testing.assert_close(loaded["image.trunk.pos_embed"], resize_position_grid(expected["pos_embed"], (4, 2)))
     torch.testing.assert_close(loaded["image.projection.weight"], expected["head.weight"])
     torch.testing.assert_close(loaded["image.trunk.blocks.0.attn.qkv.weight"], expected["blocks.0.attn.qkv.weight"])
+
+
+@pytest.mark.parametrize("tower", ["image", "text"])
+@pytest.mark.parametrize(
+    "option",
+    [
+        "checkpoint_path: FILE", "pretrained_cfg: {file: FILE}", "pretrained_cfg_overlay: {file: FILE}",
+        "pretrained_cfg: {hf_hub_id: a/b}", "pretrained: true", "cache_dir: FILE", "state_dict: {}", "config: FILE",
+        "_name_or_path: FILE", "trust_remote_code: true", "gguf_file: FILE", "attn_implementation: a/b",
+        "quantization_config: {}", "auto_map: {}", "features_only: true", "adapter_kwargs: {}", "weights_only: false",
+    ],
+)  # fmt: skip
+def test_options_of_a_tower_name_no_file_and_no_hub(option: str, tower: str, tmp_path: Path) -> None:
+    file, trace = tmp_path / "a.pt", tmp_path / "was_run"
+    torch.save({"model": Bomb(trace)}, file)
+    for pretrained in ("true", "false"):
+        with pytest.raises(ConfigError, match=rf"^model\.{tower}\.options\.{option.split(':')[0]}: unknown key"):
+            tiny_encoder(
+                f"model.{tower}.options={{{option.replace('FILE', str(file))}}}",
+                f"model.{tower}.pretrained={pretrained}",
+            )
+    assert not trace.exists()
+
+
+@pytest.mark.parametrize("arch", ["hf-hub:a/b", "local-dir:.", "hf_hub:a/b", "../a", "timm/vit_base_patch16_224"])
+def test_an_architecture_names_no_file_and_no_hub(arch: str) -> None:
+    with pytest.raises(ConfigError, match=r"^model\.image\.arch: unknown timm model"):
+        tiny_encoder(f"model.image.arch='{arch}'", "model.image.pretrained=true")
 
 
 def test_evaluating_a_run_needs_no_pretrained_weights() -> None:
@@ -227,12 +264,14 @@ def test_checkpointing_works_with_micro_batches(root: Path) -> None:
 # --- activations ------------------------------------------------------------------------------------------------------
 
 
-def test_weights_that_timm_lists_for_quickgelu_are_refused_in_a_tower_with_gelu(tmp_path: Path) -> None:
+def test_weights_that_timm_lists_for_quickgelu_are_refused_in_a_tower_with_gelu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     sizes = {"embed_dim": 64, "depth": 1, "num_heads": 1, "patch_size": 16}
     source = timm.create_model("vit_base_patch16_clip_224.openai", num_classes=64, **sizes)
     torch.save(source.state_dict(), tmp_path / "vit.pth")
-    overlay = f"model.image.options.pretrained_cfg_overlay={{file: {tmp_path}/vit.pth, num_classes: 64}}"
-    wrong = ["model.image.arch=vit_base_patch16_clip_224.openai", "model.image.pretrained=true", overlay]
+    publish(monkeypatch, tmp_path / "vit.pth")
+    wrong = ["model.image.arch=vit_base_patch16_clip_224.openai", "model.image.pretrained=true"]
     with pytest.raises(ConfigError, match=r"^model\.image\.arch: .*set model.image.arch=.*_clip_quickgelu_224\.openai"):
         tiny_encoder(*wrong)
     tiny_encoder(*wrong, "model.image.options.act_layer=quick_gelu")
