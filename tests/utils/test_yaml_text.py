@@ -60,7 +60,16 @@ def test_keys_are_texts_and_anchors_and_merge_keys_work() -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["{a: 1, a: 2}", "[" * 5000, "&x [*x]", "a: &x {b: *x}", "{[1]: 2}", "!!binary aGk=", "!!python/name:os.system x"],
+    [
+        'a: "\\ud83d"',
+        "{a: 1, a: 2}",
+        "[" * 5000,
+        "&x [*x]",
+        "a: &x {b: *x}",
+        "{[1]: 2}",
+        "!!binary aGk=",
+        "!!python/name:os.system x",
+    ],
 )
 def test_what_is_no_config_is_refused(text: str) -> None:
     with pytest.raises(yaml.YAMLError):
