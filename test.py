@@ -116,7 +116,7 @@ def init_overrides(arguments: argparse.Namespace) -> list[str]:
     if arguments.weights is None:
         return []
     init = {"path": str(arguments.weights), "format": arguments.format, "image_size": None, "skip": []}
-    return [f"init.{key}={json.dumps(value)}" for key, value in init.items()]
+    return [f"init.{key}={json.dumps(value, ensure_ascii=False)}" for key, value in init.items()]
 
 
 def rank(
@@ -167,7 +167,8 @@ def dump_lines(embeddings: Embeddings, ranking: Ranking, top: int = 10) -> Itera
 
 def write_dump(path: Path, lines: Iterator[dict[str, Any]]) -> None:
     try:
-        with open(path, "w", encoding="utf-8") as file:
+        # JSON spells half a surrogate pair as Python's backslash escape does.
+        with open(path, "w", encoding="utf-8", errors="backslashreplace") as file:
             file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
     except OSError as error:
         raise ConfigError(f"--dump {in_full(path)}: cannot be written ({error})") from None

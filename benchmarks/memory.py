@@ -46,7 +46,7 @@ def step(config: Config, size: int) -> tuple[float, float, float]:
         return measured(run)
     run()  # warms up
     seconds, _, loss = measured(run)
-    return seconds, 1024 * peak_memory(device), loss
+    return seconds, 1024 * (peak_memory(device) or 0), loss
 
 
 def table(config_path: str, overrides: Sequence[str], size: int, counts: Sequence[int]) -> str:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from configs.schema import DataConfig
 from datasets.synthetic.render import render_dataset
 from utils.errors import DataError
-from utils.paths import in_full, why_not_a_file
+from utils.paths import below, in_full, why_not_a_file
 from utils.registry import Registry
 
 SPLITS = ("train", "val", "test")
@@ -297,4 +297,4 @@ def read_record(source: Source, number: int) -> Record:
         raise DataError(f"{where}: {path_field} must lie inside the data set")
     split = split if split in ("train", "test") else "val"
     phrases = () if attributes is None else (attributes,) * len(captions)
-    return Record(str(source.folder / "imgs" / name), pid, 0, tuple(captions), split, phrases)
+    return Record(str(below(source.folder / "imgs", name)), pid, 0, tuple(captions), split, phrases)

@@ -159,10 +159,13 @@ class Trainer:
                 self._save()
         self.batches = total_steps
         seconds = time.perf_counter() - start
-        speed = {"seconds": seconds, "samples_per_second": pairs / seconds, "peak_memory_gib": peak_memory(self.device)}
+        speed, memory = {"seconds": seconds, "samples_per_second": pairs / seconds}, peak_memory(self.device)
+        if memory is not None:
+            speed["peak_memory_gib"] = memory
         LOGGER.info(
-            "Epoch %d done. Time per batch: %.3f[s] Speed: %.1f[samples/s] Peak memory: %.2f[GiB]",
-            *(epoch, seconds / (total_steps - first + 1), speed["samples_per_second"], speed["peak_memory_gib"]),
+            "Epoch %d done. Time per batch: %.3f[s] Speed: %.1f[samples/s]%s",
+            *(epoch, seconds / (total_steps - first + 1), speed["samples_per_second"]),
+            "" if memory is None else f" Peak memory: {memory:.2f}[GiB]",
         )
         return {"lr": lr, **self.meters.read(), **speed, **self._bad_images(epoch)}
 

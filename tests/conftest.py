@@ -5,7 +5,6 @@ import os
 os.environ["HF_HUB_OFFLINE"] = "1"  # before any library import that could contact the hub
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-import resource
 from pathlib import Path
 
 import numpy as np
@@ -53,6 +52,8 @@ def teacher_run(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def small_disk():
     """Limit on the size of written files, which a program sees as a full disk."""
+    import resource
+
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
 
     def limit(size: int) -> None:

@@ -25,6 +25,8 @@ MAY_IMPORT = {
     "benchmarks": {"processor", "datasets", "model", "solver", "configs", "utils"},
     ".": {"processor", "datasets", "model", "solver", "configs", "utils"},
 }
+UNIX_MODULES = {"curses", "fcntl", "grp", "pty", "pwd", "readline", "resource", "syslog", "termios", "tty"}
+UNIX_NAMES = {"sched_getaffinity", "fork", "getuid", "SIGKILL", "SIGUSR1", "SIGHUP", "SIGALRM", "SIGPIPE"}
 SOURCES = [
     path for folder in MAY_IMPORT for path in sorted((ROOT / folder).glob("*.py" if folder == "." else "**/*.py"))
 ]
@@ -53,6 +55,20 @@ def test_files_are_short_and_say_what_they_are_for(path: Path) -> None:
     text = path.read_text()
     assert text.count("\n") <= 300
     assert not text.strip() or ast.get_docstring(ast.parse(text)), f"{path} opens without a docstring"
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_unix_modules_are_imported_where_they_are_used(path: Path) -> None:
+    """Windows can import every file."""
+    tree = ast.parse(path.read_text())
+    nested = {id(node) for scope in ast.walk(tree) if isinstance(scope, ast.FunctionDef) for node in ast.walk(scope)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import) and id(node) not in nested:
+            assert not {alias.name for alias in node.names} & UNIX_MODULES
+        elif isinstance(node, ast.ImportFrom) and id(node) not in nested:
+            assert node.module not in UNIX_MODULES
+        elif isinstance(node, ast.Attribute) and id(node) not in nested:
+            assert node.attr not in UNIX_NAMES
 
 
 def test_only_one_file_names_a_device() -> None:

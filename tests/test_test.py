@@ -1,5 +1,7 @@
 """test.py from the command line: exit status, one-line errors, no traceback."""
 
+import argparse
+import json
 import os
 from pathlib import Path
 
@@ -12,6 +14,7 @@ from configs.schema import load_config
 from processor.resolve import resolve
 from tests.helpers.configs import ROOT, TINY
 from tests.helpers.programs import run_program
+from utils.yaml_text import read_yaml, settled
 
 
 @pytest.fixture(scope="module")
@@ -85,3 +88,14 @@ def test_a_run_folder_stands_for_its_best_weights(
     config = ["--config", finished / "config.yaml", "--weights", finished]
     status, out, err = run_program(test_program.main, monkeypatch, capsys, *config)
     assert status == 0 and f"{finished / 'best.pt'}, epoch" in out + err
+
+
+def test_the_dump_escapes_half_a_surrogate_pair(tmp_path: Path) -> None:
+    record = {"caption": "red \ud83d \u5b9e", "image": "\udcca.jpg"}
+    test_program.write_dump(tmp_path / "dump.jsonl", iter([record]))
+    assert json.loads((tmp_path / "dump.jsonl").read_text(encoding="utf-8")) == record
+
+
+def test_paths_outside_the_first_65536_letters_reach_the_config() -> None:
+    arguments = argparse.Namespace(weights=Path("\U0001f600.pt"), format=None)
+    assert settled(read_yaml(test_program.init_overrides(arguments)[0].partition("=")[2])) == "\U0001f600.pt"

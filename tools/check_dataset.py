@@ -175,8 +175,7 @@ def show(report: Report) -> None:
     levels = Counter(finding.level for finding in report.findings)
     verdict = ", ".join(f"{levels[level]} {level}{'s' * (levels[level] != 1)}" for level in LEVELS)
     lines.append(f"{report.name}: {verdict}: {'would train' if report.would_train else 'training would fail'}")
-    encoding = sys.stdout.encoding  # may lack letters of the captions
-    print("\n".join(lines).encode(encoding, "backslashreplace").decode(encoding))
+    print("\n".join(lines))
 
 
 def table_row(split: str, summary: SplitSummary) -> list[object]:

@@ -23,6 +23,7 @@ from datasets.images import MISSING, Header
 from datasets.text.tokenizers import build_tokenizer
 from utils.batch import end_of_text
 from utils.errors import ConfigError, DataError
+from utils.yaml_text import encodable
 
 LEVELS = ("error", "warning", "note")
 MAX_LETTERS = 160
@@ -210,7 +211,7 @@ def other_set_findings(
 
 
 def caption_findings(texts: Sequence[Text]) -> Iterator[Finding]:
-    """Captions without text, in another script, or shared by several identities."""
+    """Captions without text, in another script, with half a letter, or shared by several identities."""
     for split in SPLITS:
         queries = [(text.clean, text.record.pid) for text in texts if text.record.split == split]
         shared = {text: pids for text, pids in _identities_of(queries).items() if len(pids) > 1}
@@ -224,6 +225,8 @@ def caption_findings(texts: Sequence[Text]) -> Iterator[Finding]:
     yield from found("warning", "empty_caption", "empty captions", empty)
     foreign = [text for text in texts if _has_foreign_letter(text.clean)]
     yield from found("warning", "not_latin", "captions with letters that are not Latin", foreign)
+    halved = [text for text in texts if not encodable(text.caption)]
+    yield from found("warning", "half_letter", "captions with half a surrogate pair, which is read as U+FFFD", halved)
 
 
 def r1_ceiling(queries: Sequence[tuple[str, int]]) -> float:

@@ -3,7 +3,6 @@
 import contextlib
 import datetime
 import os
-import resource
 import signal
 import sys
 from collections.abc import Iterable, Iterator
@@ -121,10 +120,17 @@ def default_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def peak_memory(device: torch.device) -> float:
-    """Peak memory of this process in GiB: allocated on the GPU, or resident if the device is the CPU."""
+def peak_memory(device: torch.device) -> float | None:
+    """Peak memory of this process in GiB: allocated on the GPU, or resident if the device is the CPU.
+
+    Windows does not count the latter: None.
+    """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
+    try:
+        import resource
+    except ImportError:
+        return None
     unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in bytes on macOS, in KiB elsewhere
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
 

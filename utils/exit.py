@@ -12,9 +12,11 @@ from types import FrameType
 
 import torch
 
+from utils.console import open_console
 from utils.distributed import env_rank
-from utils.errors import UserError
+from utils.errors import ConfigError, UserError
 from utils.watchdog import workers
+from utils.yaml_text import encodable
 
 OTHERS_WAIT = 5  # seconds that other processes than the first wait before they print their error
 DISK_FAULTS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
@@ -26,9 +28,12 @@ def exit_on_user_error() -> Iterator[None]:
 
     Notes of the exception follow the message, so that they are the last lines on the screen.
     """
+    open_console()
     end_on_sigterm()
     try:
+        check_arguments()
         yield
+        sys.stdout.flush()
     except (KeyboardInterrupt, Terminated) as error:
         print("\n".join([str(error) or "interrupted", *notes(error)]), file=sys.stderr)
         sys.exit(143 if isinstance(error, Terminated) else 130)
@@ -43,6 +48,13 @@ def exit_on_user_error() -> Iterator[None]:
         prefix = "error" if number == 0 else f"error (process {number})"
         print("\n".join([f"{prefix}: {message}", *notes(error)]), file=sys.stderr)
         sys.exit(1)
+
+
+def check_arguments() -> None:
+    """Raise `ConfigError` for a command line that UTF-8 cannot encode: no config or log could hold it."""
+    for argument in sys.argv[1:]:
+        if not encodable(argument):
+            raise ConfigError(f"command line: must be UTF-8, got {argument!r}; rename the file or folder")
 
 
 class Terminated(BaseException):

@@ -15,11 +15,23 @@ LOGGER = logging.getLogger("tipr")
 
 
 class _ProgressBarHandler(logging.Handler):
-    """Writes log lines above a progress bar."""
+    """Writes log lines above a progress bar.
+
+    Args:
+        needed: False if a file has the lines too, so that a full disk behind the console is ignored.
+    """
+
+    def __init__(self, *, needed: bool) -> None:
+        super().__init__()
+        self.needed = needed
 
     def emit(self, record: logging.LogRecord) -> None:
-        tqdm.write(self.format(record), file=sys.stdout)
-        sys.stdout.flush()
+        try:
+            tqdm.write(self.format(record), file=sys.stdout)
+            sys.stdout.flush()
+        except OSError:
+            if self.needed:
+                raise
 
 
 class _LogFile(logging.FileHandler):
@@ -31,9 +43,9 @@ class _LogFile(logging.FileHandler):
 
 def start_logging(file: Path | None = None) -> None:
     """Log to stdout, and to `file` if given."""
-    handlers: list[logging.Handler] = [_ProgressBarHandler()]
+    handlers: list[logging.Handler] = [_ProgressBarHandler(needed=file is None)]
     if file is not None:
-        handlers.append(_LogFile(file, encoding="utf-8"))
+        handlers.append(_LogFile(file, encoding="utf-8", errors="backslashreplace"))
     for handler in LOGGER.handlers[:]:
         LOGGER.removeHandler(handler)
         handler.close()

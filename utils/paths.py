@@ -33,6 +33,12 @@ def in_full(path: str | Path) -> str:
     return str(path) if Path(path).is_absolute() else f"{path} (relative to the working directory {os.getcwd()})"
 
 
+def below(folder: Path, name: str) -> Path:
+    """A file in a folder. A backslash in its name is a separator, as on Windows, unless such a file exists."""
+    path = folder / name
+    return folder / name.replace("\\", "/") if "\\" in name and not os.path.exists(path) else path
+
+
 def why_not_a_file(path: str | Path) -> str | None:
     """Name the kind of a path that must not be read as a file, such as `a named pipe`; None for any other path.
 

@@ -62,6 +62,11 @@ def settled(value: Any) -> Any:
     return [settled(item) for item in value] if isinstance(value, list) else value
 
 
+def encodable(text: str) -> bool:
+    """False for a text with half a surrogate pair, which no file in UTF-8 can hold."""
+    return not any("\ud800" <= letter <= "\udfff" for letter in text)
+
+
 class _Loader(yaml.SafeLoader):
     """The loader without YAML 1.1's types; merge keys (`<<`) stay."""
 
@@ -103,6 +108,8 @@ _Loader.yaml_implicit_resolvers = {"<": yaml.SafeLoader.yaml_implicit_resolvers[
 def _scalar(loader: _Loader, node: yaml.Node) -> Any:
     if not isinstance(node, yaml.ScalarNode):
         raise _misfit("text", node)
+    if not encodable(node.value):
+        raise yaml.constructor.ConstructorError(None, None, f"not a text: {node.value!r}", node.start_mark)
     if node.style is not None:  # quoted
         return node.value
     value = meaning(node.value)

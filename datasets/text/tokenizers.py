@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Protocol
 
 import ftfy
 import torch
+from ftfy.fixes import fix_surrogates
 from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 from torch import Tensor
 
@@ -93,7 +94,7 @@ class WordPieceTokenizer:
 
     def encode(self, caption: str) -> Tensor:
         """Encode as int64 (text_length,): [CLS], tokens, zeros. A longer caption is cut, unlike in IVT's code."""
-        pieces = self.backend.encode(caption, add_special_tokens=False).ids
+        pieces = self.backend.encode(fix_surrogates(caption), add_special_tokens=False).ids
         tokens = [self.backend.token_to_id("[CLS]"), *pieces][: self.text_length]
         ids = torch.zeros(self.text_length, dtype=torch.int64)
         ids[: len(tokens)] = torch.tensor(tokens)

@@ -82,6 +82,16 @@ def test_all_rows_of_an_image_are_one_record(adjacent: bool, tmp_path: Path) -> 
     assert load_annotations("cuhk_pedes", cuhk(tmp_path, per_caption)) == expected
 
 
+def test_backslashes_are_separators_unless_a_file_has_them_in_its_name(tmp_path: Path) -> None:
+    rows = [row(1, "train\\x\\a.jpg"), row(1, "train/x/a.jpg"), row(2, "train\\b.jpg"), row(3, split="test")]
+    cuhk(tmp_path, rows)
+    odd = tmp_path / "CUHK-PEDES/imgs/train\\b.jpg"
+    odd.parent.mkdir(exist_ok=True)
+    odd.touch()
+    records = load_annotations("cuhk_pedes", tmp_path).train
+    assert [record.image_path for record in records] == [str(odd.parent / "train/x/a.jpg"), str(odd)]
+
+
 @pytest.mark.parametrize("other", [row(2, "a.jpg"), row(1, "a.jpg", split="test")])
 def test_rows_of_an_image_that_disagree_are_an_error(other: dict, tmp_path: Path) -> None:
     rows = [row(1, "a.jpg"), row(5, "b.jpg"), row(9, split="test"), other]

@@ -1,5 +1,6 @@
 """Devices and processes: averaging of gradients, more processes than GPUs."""
 
+import sys
 from typing import Any
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 
 from tests.helpers.processes import together
 from utils import distributed
-from utils.distributed import average_gradients, rank, start_processes
+from utils.distributed import average_gradients, peak_memory, rank, start_processes
 from utils.errors import ConfigError
 
 
@@ -22,6 +23,12 @@ def _averaged() -> list[Any]:
 
 def test_gradients_are_averaged() -> None:
     assert together(2, _averaged) == [[[0.5], [1.5], [2.5], [3.5], None, None]] * 2
+
+
+def test_without_unix_the_peak_memory_is_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert (peak_memory(torch.device("cpu")) or 0) > 0
+    monkeypatch.setitem(sys.modules, "resource", None)
+    assert peak_memory(torch.device("cpu")) is None
 
 
 def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

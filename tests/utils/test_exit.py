@@ -2,11 +2,13 @@
 
 import errno
 
+import pytest
 import torch
 
 import train as train_program
 from tests.helpers.configs import ROOT
 from tests.helpers.programs import run_program
+from utils import exit as exit_
 from utils.exit import machine_fault
 
 
@@ -20,6 +22,16 @@ def test_the_other_processes_let_the_first_one_speak(monkeypatch, capsys) -> Non
         status, _, err = run_program(train_program.main, monkeypatch, capsys, *arguments)
         assert status == 1 and err.startswith(said)
     assert waited == [5]
+
+
+@pytest.mark.parametrize("argument", ["data.root=/\udcca", "name=\ud83d"])
+def test_an_argument_that_is_not_utf8_ends_in_one_line(argument: str, monkeypatch, capsys) -> None:
+    opened: list[bool] = []
+    monkeypatch.setattr(exit_, "open_console", lambda: opened.append(True))
+    arguments = ["--config", ROOT / "configs/irra.yaml", "--set", argument]
+    status, _, err = run_program(train_program.main, monkeypatch, capsys, *arguments)
+    assert status == 1 and err == f"error: command line: must be UTF-8, got {argument!r}; rename the file or folder\n"
+    assert opened
 
 
 def test_what_is_said_of_the_machine() -> None:

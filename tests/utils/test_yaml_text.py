@@ -82,6 +82,7 @@ def test_many_keys_and_levels_below_the_bounds_are_read() -> None:
 @pytest.mark.parametrize(
     "text",
     [
+        'a: "\\ud83d"',
         *[
             "{a: 1, a: 2}",
             "[" * 5000,

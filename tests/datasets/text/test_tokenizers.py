@@ -150,6 +150,7 @@ def test_word_pieces_begin_with_cls_and_end_without_sep(source: str, tmp_path: P
     assert (tokenizer.kind, tokenizer.vocab_size) == ("wordpiece", len(PIECES))
     assert tokenizer.encode(CAPTION).tolist() == [*EXPECTED, 0, 0, 0]
     assert tokenizer.encode("").tolist() == [2] + [0] * 13
+    assert tokenizer.encode("\ud83d").tolist() == tokenizer.encode("\ufffd").tolist()  # half a surrogate pair
     short = build_tokenizer(str(folder if source == "folder" else folder / "vocab.txt"), 4)
     assert short.encode(CAPTION).tolist() == EXPECTED[:4]
     assert pickle.loads(pickle.dumps(short)).encode(CAPTION).tolist() == EXPECTED[:4]  # spawned workers pickle it
