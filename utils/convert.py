@@ -10,7 +10,7 @@ from utils.errors import ConfigError
 from utils.options import REQUIRED, Option, option_of
 from utils.paths import expanded
 from utils.registry import did_you_mean
-from utils.yaml_text import Plain, meaning, settled, spelling
+from utils.yaml_text import Plain, encodable, meaning, settled, spelling
 
 UNIONS = (typing.Union, types.UnionType)
 WORDS = {int: "an integer", float: "a number", bool: "true or false", str: "a text", type(None): "null", list: "a list"}
@@ -79,7 +79,11 @@ def convert(value: Any, hint: Any, path: str, declared: Option, default: Any = N
         raise ConfigError(f"{path}: must be {in_words(hint)}, got {_shown(value)}{_fix(value, hint)}")
     if isinstance(scalar, str) and "\0" in scalar:
         raise ConfigError(f"{path}: must be a text without null bytes, got {_shown(value)}")
-    return expanded(scalar) if declared.path and isinstance(scalar, str) else scalar
+    if not declared.path or not isinstance(scalar, str):
+        return scalar
+    if not encodable(text := expanded(scalar)):  # of a home folder, for instance
+        raise ConfigError(f"{path}: must be UTF-8, got {text!r}; rename the folder")
+    return text
 
 
 def in_words(hint: Any) -> str:

@@ -15,6 +15,7 @@ import torch
 from utils.console import open_console
 from utils.distributed import env_rank
 from utils.errors import ConfigError, UserError
+from utils.paths import expanded
 from utils.watchdog import workers
 from utils.yaml_text import encodable
 
@@ -53,8 +54,8 @@ def exit_on_user_error() -> Iterator[None]:
 def check_arguments() -> None:
     """Raise `ConfigError` for a command line that UTF-8 cannot encode: no config or log could hold it."""
     for argument in sys.argv[1:]:
-        if not encodable(argument):
-            raise ConfigError(f"command line: must be UTF-8, got {argument!r}; rename the file or folder")
+        if not encodable(text := expanded(argument)):
+            raise ConfigError(f"command line: must be UTF-8, got {text!r}; rename the file or folder")
 
 
 class Terminated(BaseException):
