@@ -14,6 +14,7 @@ from model.checkpoints.facts import UNKNOWN, Facts, compare
 from model.checkpoints.files import read_weights, state_dict_of, weights_file
 from model.checkpoints.formats import FORMATS, RESNET, recognise
 from model.checkpoints.grids import fit_positions
+from model.checkpoints.unwrap import without_shared_prefix
 from model.encoders import ENCODERS
 from model.task import RetrievalTask
 from utils.errors import CheckpointError, ConfigError
@@ -93,6 +94,8 @@ def load_weights(
         )
     if format is None:
         format = recognise(state)
+        if format is None and (format := recognise(shorter := without_shared_prefix(state))):
+            state = shorter
         if format is None:
             raise CheckpointError(
                 f"{path}: unknown checkpoint format, got tensors named {', '.join(list(state)[:3])}, ...; "

@@ -17,6 +17,7 @@ SIGNATURES: tuple[tuple[bytes, str, str], ...] = (
     (rb"\x1f\x8b", "compressed by gzip", "unpack it first"),
     (rb"BZh[1-9]|\xfd7zXZ\x00|\x28\xb5\x2f\xfd|7z\xbc\xaf\x27\x1c|Rar!", "a compressed archive", "unpack it first"),
     (rb"(?s).{257}ustar", "a tar archive", "unpack it first"),
+    (rb"\x80[\x04\x05]", "a pickle that torch.save did not write", "write its state dict with torch.save"),
     (rb"GGUF", "weights of llama.cpp (GGUF)", "use weights of torch or safetensors"),
     (rb"\x89HDF", "an HDF5 file", "use weights of torch or safetensors"),
     (rb"\x93NUMPY", "a NumPy array", "use weights of torch or safetensors"),
@@ -54,7 +55,7 @@ def is_safetensors(path: str | Path) -> bool:
 
 def _is_text(start: bytes) -> bool:
     """True for printable characters alone, of the length of a word at least."""
-    return len(start) >= 16 and all(byte >= 32 or byte in b"\t\n\r" for byte in start) and _decodes(start)
+    return len(start) >= 8 and all(byte >= 32 or byte in b"\t\n\r" for byte in start) and _decodes(start)
 
 
 def _decodes(start: bytes) -> bool:

@@ -101,7 +101,7 @@ def _refusal(path: str | Path, names: list[str], content: Any) -> CheckpointErro
     advice = (
         "ask its authors for a state dict"
         if place is None
-        else f"if you trust its source, save its state dict alone, where {foreign[0].split('.')[0]} can be imported: "
+        else f"if you trust its source, save its state dict alone, in a session of Python that has {foreign[0]}: "
         f"torch.save(torch.load('{path}', weights_only=False){place}, 'weights.pt')"
     )
     return CheckpointError(

@@ -101,12 +101,13 @@ def state_dict_of(content: Mapping[str, Any], source: str | Path) -> dict[str, T
         source: path of the file, for error messages.
 
     Raises:
-        CheckpointError: there are no tensors, or other values among them, or sparse, quantised or meta tensors.
+        CheckpointError: there are few tensors among other values, or sparse, quantised or meta tensors.
     """
     state = {str(name): value for name, value in unwrapped(content).items()}
     strange = [name for name, value in state.items() if not isinstance(value, Tensor)]
-    if strange or not state:
+    if 2 * len(strange) >= len(state):
         what = f"'{strange[0]}', a {type(state[strange[0]]).__name__}" if strange else "nothing"
         raise CheckpointError(f"{source}: must hold a state dict of names and tensors, got {what}")
+    state = {name: value for name, value in state.items() if name not in strange}  # an epoch, a version
     check_storage(state, source)
     return without_prefixes(state)

@@ -44,6 +44,12 @@ def _without(prefix: str, name: str) -> str:
     return name.removeprefix(prefix)
 
 
+def without_shared_prefix(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The state dict without the first word of its names, if all have the same."""
+    words = {name.partition(".")[0] for name in state}
+    return _renamed(state, partial(_without, f"{words.pop()}.")) if len(words) == 1 else dict(state)
+
+
 def _state_in(content: Mapping[Any, Any], level: int) -> Mapping[Any, Any] | None:
     if level > MOST_LEVELS:
         return None

@@ -87,7 +87,7 @@ def test_the_advice_for_a_refused_file_works(case: str, tmp_path: Path, monkeypa
     torch.save(content, tmp_path / "x.pt")
     with pytest.raises(CheckpointError, match=r"x\.pt: refused, because it holds more than weights \(") as caught:
         load_checkpoint(tmp_path / "x.pt")
-    command = str(caught.value).partition("can be imported: ")[2]
+    command = str(caught.value)[str(caught.value).index("torch.save(") :]
     assert f"weights_only=False){place}, " in command
     monkeypatch.chdir(tmp_path)
     exec(command)  # as the reader of the message would

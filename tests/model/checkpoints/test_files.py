@@ -1,5 +1,6 @@
 """Weight files: damaged files and folders are named, wrappers and prefixes are removed."""
 
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from safetensors.torch import save_file
 
 from model.checkpoints.files import read_weights, state_dict_of, weights_file
 from model.load import load_weights
-from tests.helpers.checkpoints import CONTAINERS, our_clip
+from tests.helpers.checkpoints import CONTAINERS, our_clip, their_clip
 from utils.errors import CheckpointError
 from utils.integrity import file_hash
 
@@ -133,6 +134,7 @@ CONTENTS: dict[str, dict[str, Any]] = {
     "twice parallel": under("module.module."),
     "Lightning": {"state_dict": under("model."), "hyper_parameters": {}},
     "Lightning, compiled": {"state_dict": under("model._orig_mod.module.clip.")},
+    "beside an epoch": WEIGHTS | {"epoch": 3},
     "a compiled tower": {name.replace("visual.", "visual._orig_mod."): value for name, value in WEIGHTS.items()},
 }
 
@@ -159,6 +161,8 @@ FOREIGN: dict[str, tuple[bytes, str]] = {
     "an HTML page": (b"\n<!DOCTYPE html><html><title>Quota exceeded</title>", "download the file itself"),
     "the file is empty": (b"", "copy it again"),
     "an XML page": (b"<?xml version='1.0'?><Error>AccessDenied</Error>", "download the file itself"),
+    "a pickle that torch.save did not write": (pickle.dumps([1, 2, 3], protocol=4), "torch.save"),
+    "a text file, '404: Not Found": (b"404: Not Found", "download the file itself"),
     "compressed by gzip": (b"\x1f\x8b\x08" + bytes(30), "unpack it"),
     "a tar archive": (b"a.pt" + bytes(253) + b"ustar" + bytes(300), "unpack it"),
     "a zip archive without weights": (b"PK\x05\x06" + bytes(18), "unpack it"),
@@ -195,3 +199,10 @@ def test_the_index_of_shards_stands_for_them(tmp_path: Path) -> None:
     index = tmp_path / "model.safetensors.index.json"
     index.write_text('{"weight_map": {"visual.proj": "a.safetensors"}}')
     assert read_weights(index).keys() == read_weights(tmp_path).keys() == WEIGHTS.keys()
+
+
+def test_any_prefix_that_all_names_have_is_taken_off_for_a_known_format(tmp_path: Path) -> None:
+    state = their_clip((224, 224)).state_dict()
+    torch.save({f"two_towers.{name}": value for name, value in state.items()}, tmp_path / "x.pt")
+    report = load_weights(our_clip(), tmp_path / "x.pt")
+    assert report.format == "openai" and not report.missing and not report.unexpected
