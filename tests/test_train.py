@@ -52,7 +52,7 @@ TRAIN_MISTAKES = {
     ),
     "data set": (["data.dataset=cuhk", "--print-config"], "error: data.dataset: unknown data set 'cuhk'"),
     "no config": (["--config", "nowhere.yaml"], r"error: nowhere.yaml (relative to the working directory"),
-    "model option": (["model.image.options.depht=3", "--print-config"], "error: model.image.options: "),
+    "model option": (["model.image.options.depht=3", "--print-config"], "error: model.image.options.depht: "),
     "no data": (
         ["data.dataset=cuhk_pedes", "data.root=/nowhere"],
         "error: /nowhere/CUHK-PEDES: no such data set folder",

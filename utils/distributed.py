@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from utils.errors import ConfigError
+from utils.launcher import number_in
 
 BUCKET = 2**22  # numbers per message when gradients are averaged
 
@@ -25,7 +26,7 @@ def start_processes(timeout: float = 600) -> torch.device:
         timeout: seconds to wait for other processes, at the start and later.
     """
     device = default_device()
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
+    if number_in(os.environ, "WORLD_SIZE") > 1 and not dist.is_initialized():
         signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a handler in Python would wait for collectives to return
         if device.type == "cuda":
             visible = torch.cuda.device_count()
@@ -52,7 +53,7 @@ def end_processes() -> None:
 
 def local_processes() -> int:
     """Number of processes on this machine."""
-    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return number_in(os.environ, "LOCAL_WORLD_SIZE") or 1
 
 
 @contextlib.contextmanager
@@ -78,7 +79,7 @@ def rank() -> int:
 
 def env_rank() -> int:
     """Number of this process as the environment gives it, which is known before the processes have met."""
-    return int(os.environ.get("RANK", "0"))
+    return number_in(os.environ, "RANK")
 
 
 def average_gradients(parameters: Iterable[Parameter]) -> None:

@@ -15,6 +15,7 @@ import torch
 from utils.console import open_console
 from utils.distributed import env_rank
 from utils.errors import ConfigError, UserError
+from utils.launcher import number_in
 from utils.paths import expanded
 from utils.watchdog import workers
 from utils.yaml_text import encodable
@@ -102,7 +103,7 @@ def machine_fault(error: Exception) -> str | None:
             f"no batch for data.timeout seconds ({states}); look for a slow or dead disk, raise data.timeout, or set "
             "data.workers=0 to see the file that hangs"
         )
-    several = int(os.environ.get("WORLD_SIZE", "1")) > 1  # known before the processes have met
+    several = number_in(os.environ, "WORLD_SIZE") > 1  # known before the processes have met
     if isinstance(error, RuntimeError) and several and ("Timed out" in text or "timed out" in text):
         return f"another process did not answer for train.timeout seconds ({text}); see the warnings above"
     if isinstance(error, RuntimeError) and several and ("closed by peer" in text or "reset by peer" in text):

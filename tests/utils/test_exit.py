@@ -19,7 +19,9 @@ def test_the_other_processes_let_the_first_one_speak(monkeypatch, capsys) -> Non
     monkeypatch.setattr("time.sleep", waited.append)
     arguments = ["--config", ROOT / "configs/irra.yaml", "--set", "train.epoch=3"]
     for number, said in (("0", "error: train.epoch"), ("1", "error (process 1): train.epoch")):
-        monkeypatch.setenv("RANK", number)
+        layout = {"RANK": number, "LOCAL_RANK": number, "WORLD_SIZE": "2", "MASTER_ADDR": "x", "MASTER_PORT": "1"}
+        for name, value in layout.items():
+            monkeypatch.setenv(name, value)
         status, _, err = run_program(train_program.main, monkeypatch, capsys, *arguments)
         assert status == 1 and err.startswith(said)
     assert waited == [5]

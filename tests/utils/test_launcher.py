@@ -18,6 +18,7 @@ SRUN = {
     "SLURM_LOCALID": "1",
     "SLURM_NODEID": "1",
 }
+TORCHRUN = {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}
 
 
 def test_the_layout_of_srun_becomes_that_of_torchrun() -> None:
@@ -39,7 +40,8 @@ def test_the_layout_of_srun_becomes_that_of_torchrun() -> None:
         {},
         {"SLURM_NTASKS": "4", "SLURM_PROCID": "0", "SLURM_JOB_ID": "1"},  # a batch script: python without srun
         {"SLURM_STEP_NUM_TASKS": "1", "SLURM_PROCID": "0"},  # srun --pty bash
-        SRUN | {"RANK": "0", "WORLD_SIZE": "2"},  # srun torchrun
+        SRUN | TORCHRUN,  # srun torchrun
+        {"WORLD_SIZE": "1", "RANK": "0", "MASTER_PORT": "tcp://10.0.0.1:80"},  # one process in a container
         {"OMPI_COMM_WORLD_SIZE": "1"},
     ],
 )
@@ -61,6 +63,38 @@ def test_other_starts_are_left_alone(environment: dict[str, str]) -> None:
 def test_what_would_train_the_same_several_times_is_refused(environment: dict[str, str], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         adopt_launcher(dict(environment))
+
+
+@pytest.mark.parametrize(
+    "environment, message",
+    [
+        (
+            {"WORLD_SIZE": "2"},
+            "^RANK, LOCAL_RANK, MASTER_ADDR, MASTER_PORT: must be set .*got WORLD_SIZE=2 alone; start",
+        ),
+        ({"RANK": "1"}, "^WORLD_SIZE, LOCAL_RANK, .*got RANK=1 alone; start with torchrun, or unset"),
+        *[
+            ({key: value for key, value in TORCHRUN.items() if key != name}, f"^{name}: must be set")
+            for name in TORCHRUN
+        ],
+        *[(TORCHRUN | {name: "x"}, f"^{name}: must be") for name in TORCHRUN if name != "MASTER_ADDR"],
+        *[({"WORLD_SIZE": value}, "^WORLD_SIZE: must be a number") for value in ("", "-1", "2.0", "²", "9" * 5000)],
+        (TORCHRUN | {"RANK": "2"}, "^RANK: must be below WORLD_SIZE .2., got 2"),
+        (TORCHRUN | {"MASTER_PORT": "70000"}, "^MASTER_PORT: must be from 1 to 65535, got '70000'"),
+        ({"WORLD_SIZE": "2", "RANK": "0"}, "^LOCAL_RANK, MASTER_ADDR, MASTER_PORT: must be set"),
+    ],
+)
+def test_an_incomplete_layout_is_refused(environment: dict[str, str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        adopt_launcher(dict(environment))
+
+
+@pytest.mark.parametrize("name, value", [("WORLD_SIZE", "2"), ("WORLD_SIZE", "x"), ("RANK", "x")])
+def test_the_programs_refuse_an_incomplete_layout_in_one_line(name: str, value: str, monkeypatch, capsys) -> None:
+    monkeypatch.setenv(name, value)
+    for main in (train_program.main, test_program.main):
+        status, _, message = run_program(main, monkeypatch, capsys, "--config", ROOT / "configs/irra.yaml")
+        assert status == 1 and message.startswith("error: ") and len(message.splitlines()) == 1
 
 
 def test_the_programs_ask(monkeypatch, capsys) -> None:
