@@ -37,7 +37,7 @@ def append(data: bytearray, draw: random.Random) -> None:
 @pytest.mark.parametrize("damage", [flip_bit, zero_block, cut, append])
 @pytest.mark.parametrize("sealed", [True, False], ids=["ours", "torch.save"])
 def test_a_damaged_checkpoint_is_never_used(sealed: bool, damage, tmp_path: Path) -> None:
-    path, draw = tmp_path / "a.pt", random.Random(f"{damage} {sealed}")
+    path, draw = tmp_path / "a.pt", random.Random(f"{damage.__name__} {sealed}")
     save_checkpoint(path, CONTENT) if sealed else torch.save(CONTENT, path)
     intact = path.read_bytes()
     for _ in range(25):
