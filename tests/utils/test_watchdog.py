@@ -107,5 +107,8 @@ def test_processes_that_do_not_come_end_the_start(monkeypatch) -> None:
 
 def test_children_without_a_problem_are_listed() -> None:
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as child:
-        assert (f"data loading worker (PID {child.pid})", None) in list(workers())
+        deadline = time.monotonic() + 20  # while it starts, it may wait for the disk
+        while (f"data loading worker (PID {child.pid})", None) not in list(workers()):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
         child.kill()
