@@ -22,6 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import train
+from benchmarks.common.damage import cut, flip_bit, move_block, zero_block
 from configs.schema import Config, load_config
 from datasets.synthetic.render import render_dataset
 from model.checkpoints.files import read_weights
@@ -38,7 +39,7 @@ SMALL = [
     "num_attention_heads: 1}",
     *("train.epochs=2", "train.save_every_steps=1", "train.log_every=5"),
 ]
-Damage = Callable[[bytearray, random.Random], None]
+DAMAGES = (flip_bit, zero_block, cut, move_block)
 
 
 def config_of(folder: Path) -> Config:
@@ -149,28 +150,6 @@ def damaged(folder: Path, number: int, draw: random.Random) -> Iterator[tuple[st
             except CheckpointError:
                 outcomes["refused"] += 1
         yield name, outcomes
-
-
-def _flip_bit(data: bytearray, draw: random.Random) -> None:
-    data[draw.randrange(len(data))] ^= 1 << draw.randrange(8)
-
-
-def _zero_block(data: bytearray, draw: random.Random) -> None:
-    start = draw.randrange(0, len(data), 4096)
-    data[start : start + 4096] = bytes(len(data[start : start + 4096]))
-
-
-def _cut(data: bytearray, draw: random.Random) -> None:
-    del data[draw.randrange(len(data)) :]
-
-
-def _move_block(data: bytearray, draw: random.Random) -> None:
-    """Copy a block over another, as a lost write of a disk does."""
-    source, target = (draw.randrange(0, len(data) - 4096, 4096) for _ in range(2))
-    data[target : target + 4096] = data[source : source + 4096]
-
-
-DAMAGES: list[Damage] = [_flip_bit, _zero_block, _cut, _move_block]
 
 
 def main() -> None:

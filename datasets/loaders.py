@@ -4,7 +4,7 @@ import os
 import sys
 from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
@@ -128,16 +128,14 @@ def build_train_loader(
     workers = num_workers(config)
 
     def load(batches: Sampler[list[int]]) -> DataLoader[Batch]:
-        return DataLoader(
+        return data_loader(
             pairs,
             batch_sampler=batches,
-            num_workers=workers,
+            workers=workers,
+            timeout=config.timeout,
             collate_fn=Collate(fields, full_text=full_text),
             pin_memory=pin_memory,
             persistent_workers=workers > 0,
-            timeout=config.timeout if workers else 0,
-            worker_init_fn=leave_errors_to_main,
-            generator=torch.Generator(),  # otherwise the loader draws from the model's generator
         )
 
     return TrainLoader(pairs, batches, config.batch_size, micro_batches, load)
@@ -169,15 +167,20 @@ def eval_loader(
     dataset: Dataset[Batch], batch_size: int, *, pin_memory: bool = False, workers: int = 0, timeout: float = 0
 ) -> DataLoader[Batch]:
     """Batches of a data set in order, without random draws; `timeout` is in seconds and needs workers."""
+    return data_loader(
+        dataset, batch_size=batch_size, workers=workers, timeout=timeout, collate_fn=Collate(), pin_memory=pin_memory
+    )
+
+
+def data_loader(dataset: Dataset[Any], *, workers: int, timeout: float, **options: Any) -> DataLoader[Batch]:
+    """A data loader that draws nothing from the model's generator; `options` are those of torch."""
     return DataLoader(
         dataset,
-        batch_size,
         num_workers=workers,
-        collate_fn=Collate(),
-        pin_memory=pin_memory,
         timeout=timeout if workers else 0,
         worker_init_fn=leave_errors_to_main,
-        generator=torch.Generator(),  # otherwise the loader draws from the model's generator
+        generator=torch.Generator(),
+        **options,
     )
 
 

@@ -1,7 +1,6 @@
 """Resuming a run: changes of its settings, the checkpoint, the state of the run folder."""
 
 import contextlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ from utils.config import leaves, to_plain, to_yaml
 from utils.distributed import rank
 from utils.errors import CheckpointError, ConfigError
 from utils.files import write_text
-from utils.logger import LOGGER
+from utils.logger import LOGGER, json_line
 from utils.options import option_of, schema_of, walk
 from utils.paths import in_full
 
@@ -169,7 +168,7 @@ def restore(trainer: Trainer, content: Mapping[str, Any], *, force: bool = False
     if rank():
         return
     # A kill may leave one line more or less than the checkpoint has.
-    write_text(trainer.run / "metrics.jsonl", "".join(json.dumps(record) + "\n" for record in trainer.history))
+    write_text(trainer.run / "metrics.jsonl", "".join(map(json_line, trainer.history)))
     write_text(trainer.run / "config.yaml", to_yaml(trainer.config))
     LOGGER.info(
         "resuming in epoch %d after %d of its batches; steps after that checkpoint are logged a second time",

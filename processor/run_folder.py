@@ -2,7 +2,6 @@
 
 import contextlib
 import hashlib
-import itertools
 import json
 import shlex
 import shutil
@@ -23,7 +22,7 @@ from processor.trainer import Trainer
 from utils.checkpoint import load_checkpoint
 from utils.config import to_yaml
 from utils.distributed import env_rank, local_processes, rank, world_size
-from utils.errors import CheckpointError, ConfigError, DataError
+from utils.errors import CheckpointError, ConfigError, DataError, first_line
 from utils.files import locked, write_text
 from utils.integrity import file_hash
 from utils.logger import LOGGER, start_logging
@@ -59,7 +58,10 @@ def create_run_folder(config: Config, run: Path | None) -> Path:
         ConfigError: the folder that `run` names exists already, or cannot be created.
     """
     try:
-        run = _make_folder(config) if run is None else _make(run)
+        if run is None:
+            run = _named_folder(config)
+        else:
+            run.mkdir(parents=True)
         write_text(run / "config.yaml", to_yaml(config))
     except FileExistsError:
         raise ConfigError(f"{run}: run folder exists already; name another with --run") from None
@@ -69,18 +71,19 @@ def create_run_folder(config: Config, run: Path | None) -> Path:
     return run
 
 
-def _make_folder(config: Config) -> Path:
+def _named_folder(config: Config) -> Path:
     """Create a folder named by data set, time and config, with a number behind the name from the second one on."""
-    parent, name = Path(config.train.output) / config.data.dataset, f"{time.strftime('%Y%m%d_%H%M%S')}_{config.name}"
-    for suffix in itertools.chain([""], (f"_{number}" for number in itertools.count(2))):
-        with contextlib.suppress(FileExistsError):
-            return _make(parent / f"{name}{suffix}")
-    raise AssertionError
-
-
-def _make(run: Path) -> Path:
-    run.mkdir(parents=True)
-    return run
+    name = f"{time.strftime('%Y%m%d_%H%M%S')}_{config.name}"
+    first = run = Path(config.train.output) / config.data.dataset / name
+    number = 1
+    while True:
+        try:
+            run.mkdir(parents=True)
+        except FileExistsError:
+            number += 1
+            run = first.with_name(f"{name}_{number}")
+        else:
+            return run
 
 
 def open_log(run: Path) -> None:
@@ -114,7 +117,7 @@ def run_config(run: Path, overrides: list[str]) -> Config:
         ConfigError: it is not a run folder, or its config is damaged and there is no checkpoint with a copy.
     """
     path = run / "config.yaml"
-    if not run.is_dir() or not (path.exists() or began(run)):
+    if not (path.exists() or began(run)):
         raise ConfigError(f"{in_full(run)}: not a run folder (it has no config.yaml)")
     if problem := _damage(path):
         text = _config_of_checkpoint(run)
@@ -134,7 +137,7 @@ def _damage(path: Path) -> str | None:
     try:
         content = read_yaml(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        return (str(error).splitlines() or [type(error).__name__])[0]
+        return first_line(error)
     return None if isinstance(content, dict) and "model" in content else "settings are missing"
 
 

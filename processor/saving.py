@@ -42,14 +42,14 @@ class RunCheckpoints:
         record, split, keep = history[-1], self.config.eval.select_on, self.config.train.keep
         if rank() or keep == "last":
             return
-        precision = self.config.train.save_precision
-        content = self._content(record) | {"model": in_precision(weights, precision)}
-        if keep == "all":
-            save_checkpoint(self.run / f"epoch_{record['epoch']:03}.pt", content)
+        kept: list[tuple[str, Weights]] = [(f"epoch_{record['epoch']:03}", weights)] if keep == "all" else []
         if record is best_record(history, split):
-            save_checkpoint(self.run / "best.pt", content)
+            kept.append(("best", weights))
         if averaged is not None and record is best_record(history, split + EMA):
-            save_checkpoint(self.run / "best_ema.pt", content | {"model": in_precision(averaged, precision)})
+            kept.append(("best_ema", averaged))
+        for name, values in kept:
+            content = {"model": in_precision(values, self.config.train.save_precision)}
+            save_checkpoint(self.run / f"{name}.pt", self._content(record) | content)
 
     def save_last(self, record: Mapping[str, Any], weights: Weights, training: Mapping[str, Any]) -> None:
         """Write `last.pt`.
@@ -64,7 +64,8 @@ class RunCheckpoints:
         """
         lasting = {"model": weights, **{name: training.get(name) for name in ("optimizer", "average")}}
         names, tensors = zip(*floating(lasting), strict=True)  # the mean of a loss with weight 0 may be NaN
-        finite = torch.stack([tensor.isfinite().all().cpu() for tensor in tensors])
+        device = tensors[0].device  # one transfer to the host instead of one per tensor
+        finite = torch.stack([tensor.isfinite().all().to(device) for tensor in tensors]).cpu()
         if not finite.all():
             broken = [name for name, fine in zip(names, finite.tolist(), strict=True) if not fine]
             raise TrainingError(

@@ -1,6 +1,7 @@
 """Free disk space of finished runs: `python -m tools.trim_runs runs` lists it, and `--apply` frees it."""
 
 import argparse
+import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -56,18 +57,16 @@ def trim(run: Path, *, precision: str | None, apply: bool) -> tuple[str, int]:
     try:
         if not finished(run):
             return "unfinished: left alone", 0
-        if not apply:
-            freed = sum(_smaller(path, precision)[1] for path in sorted(run.glob("*.pt")))
-            return "would be trimmed" if freed else "nothing to trim", freed
-        with locked(run):
-            freed = 0
+        freed = 0
+        with locked(run) if apply else contextlib.nullcontext():
             for path in sorted(run.glob("*.pt")):
+                before = path.stat().st_size
                 content, expected = _smaller(path, precision)
-                if expected:
-                    before = path.stat().st_size
+                if expected and apply:
                     save_checkpoint(path, content)
-                    freed += before - path.stat().st_size
-            return "trimmed" if freed else "nothing to trim", freed
+                    expected = before - path.stat().st_size
+                freed += expected
+        return ("trimmed" if apply else "would be trimmed") if freed else "nothing to trim", freed
     except UserError as error:  # the other runs may be fine
         return f"left alone ({error})", 0
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from utils.errors import CheckpointError
+from utils.errors import CheckpointError, first_line
 from utils.files import replacing
 from utils.integrity import check_intact, seal
 from utils.paths import in_full
@@ -97,7 +97,3 @@ def _listed(what: str, names: Iterable[str], most: int = 3) -> list[str]:
     found = sorted(names)
     more = f" and {len(found) - most} more" if len(found) > most else ""
     return [f"{len(found)} {what} ({', '.join(found[:most])}{more})"] if found else []
-
-
-def first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -30,9 +30,8 @@ def start_processes(timeout: float = 600) -> torch.device:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a handler in Python would wait for collectives to return
         if device.type == "cuda":
             visible = torch.cuda.device_count()
-            alone = (
-                visible == 1 and "SLURM_PROCID" in os.environ
-            )  # srun --gpus-per-task=1 shows each process its GPU only
+            # srun --gpus-per-task=1 shows each process its GPU only
+            alone = visible == 1 and "SLURM_PROCID" in os.environ
             device = torch.device("cuda", 0 if alone else int(os.environ["LOCAL_RANK"]))
             if local_processes() > visible and not alone:
                 raise ConfigError(

@@ -1,6 +1,11 @@
 """Errors for users to fix."""
 
 
+def first_line(error: Exception) -> str:
+    """First line of an error's message, or its type if there is none."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
 class UserError(Exception):
     """A mistake in the command, the config or the data. The message says what is wrong, where, and how to fix it."""
 

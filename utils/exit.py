@@ -43,8 +43,7 @@ def exit_on_user_error() -> Iterator[None]:
         message = str(error) if isinstance(error, UserError) else machine_fault(error)
         if message is None:
             raise
-        # If all processes meet the same error, the first one
-        # prints it, and torchrun ends the others.
+        # If all processes meet the same error, the first one prints it, and torchrun ends the others.
         if number := env_rank():
             time.sleep(OTHERS_WAIT)
         prefix = "error" if number == 0 else f"error (process {number})"

@@ -72,7 +72,12 @@ def format_table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     return "\n".join([rule, lines[0], rule, *lines[1:], rule])
 
 
+def json_line(record: Mapping[str, Any]) -> str:
+    """A line of a .jsonl file."""
+    return json.dumps(record) + "\n"
+
+
 def append_json_line(path: Path, record: Mapping[str, Any]) -> None:
     """Append a line to a .jsonl file."""
     with open(path, "a", encoding="utf-8") as file:
-        file.write(json.dumps(record) + "\n")
+        file.write(json_line(record))

@@ -15,7 +15,7 @@ from ftfy.fixes import fix_surrogates
 from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 from torch import Tensor
 
-from utils.errors import ConfigError
+from utils.errors import ConfigError, first_line
 
 START, END, MASK = "<|startoftext|>", "<|endoftext|>", "<|mask|>"
 END_OF_WORD = "</w>"
@@ -214,7 +214,7 @@ def _hugging_face(name_or_path: str) -> Tokenizer:
                 f"data.tokenizer: must be a tokenizer without custom code, got '{name_or_path}', whose code is never "
                 "run; remove auto_map from its tokenizer_config.json and config.json if it has a tokenizer.json"
             ) from None
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise ConfigError(
             f"data.tokenizer: no tokenizer '{name_or_path}' found ({reason}); set it to a hub name such as "
             "openai/clip-vit-base-patch16 (needs a network or the hub's cache), a local folder of a Hugging Face "

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from model.checkpoints.torchscript import is_torchscript, read_torchscript
 from model.checkpoints.unwrap import unwrapped, without_prefixes
-from utils.checkpoint import first_line, load_checkpoint
-from utils.errors import CheckpointError
+from utils.checkpoint import load_checkpoint
+from utils.errors import CheckpointError, first_line
 from utils.integrity import check_intact
 from utils.paths import why_not_a_file
 from utils.signatures import check_signature, is_safetensors

@@ -10,28 +10,12 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from benchmarks.common.damage import append, cut, flip_bit, zero_block
 from utils.checkpoint import load_checkpoint, save_checkpoint
 from utils.errors import CheckpointError
 from utils.integrity import check_intact, file_hash
 
 CONTENT = {"model": {"w": torch.arange(4000.0), "b": torch.ones(7)}, "epoch": 3}
-
-
-def flip_bit(data: bytearray, draw: random.Random) -> None:
-    data[draw.randrange(len(data))] ^= 1 << draw.randrange(8)
-
-
-def zero_block(data: bytearray, draw: random.Random) -> None:
-    start = draw.randrange(0, len(data), 4096)
-    data[start : start + 4096] = bytes(len(data[start : start + 4096]))
-
-
-def cut(data: bytearray, draw: random.Random) -> None:
-    del data[draw.randrange(len(data)) :]
-
-
-def append(data: bytearray, draw: random.Random) -> None:
-    data += draw.randbytes(draw.randrange(1, 5000))
 
 
 @pytest.mark.parametrize("damage", [flip_bit, zero_block, cut, append])
