@@ -68,7 +68,9 @@ class DataConfig:
         help="data loading workers; null: one per core, at most 8 per process; capped at the number of cores",
         resumable=True,
     )
-    timeout: int = option(300, ge=1, help="seconds to wait for a batch before the run is ended", resumable=True)
+    timeout: int = option(
+        300, ge=1, le=10**8, help="seconds to wait for a batch before the run is ended", resumable=True
+    )
 
 
 @dataclass(frozen=True)
@@ -138,7 +140,9 @@ class TrainConfig:
     save_precision: Literal["fp32", "bf16", "fp16"] = option(
         "fp32", help="precision of the weights in best.pt and those of every epoch; last.pt is exact", resumable=True
     )
-    timeout: int = option(600, ge=1, help="seconds to wait for another process before the run is ended", resumable=True)
+    timeout: int = option(
+        600, ge=1, le=10**8, help="seconds to wait for another process before the run is ended", resumable=True
+    )
     output: str = option("runs", path=True, help="parent folder of run folders", resumable=True)
     trackers: list[Any] = option(
         ["tensorboard"], deferred=True, help="trackers: names, or {name: options}", resumable=True
