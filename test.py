@@ -1,33 +1,34 @@
 """Evaluate a run, or published weights: `python test.py --run runs/cuhk_pedes/20260101_120000_irra --on rstpreid`."""
 
-import argparse
-import dataclasses
-import json
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
+from utils.signals import end_at_once, importing
 
-from configs.schema import Config, InitConfig, load_config
-from datasets.annotations import Annotations, load_annotations
-from datasets.loaders import build_eval_loaders, data_tokenizer, worker_notes
-from datasets.presence import require_images
-from datasets.text.tokenizers import TextTokenizer
-from model.build import build_task
-from model.task import RetrievalTask
-from processor.evaluator import Embeddings, embed, metrics_table, warn
-from processor.run_folder import run_config
-from utils.distributed import default_device
-from utils.errors import ConfigError, DataError
+if __name__ == "__main__":
+    end_at_once()  # on a signal while the rest is imported
+
+import argparse
+
+from configs.schema import load_config
 from utils.exit import exit_on_user_error
 from utils.launcher import one_process
-from utils.logger import LOGGER, start_logging
-from utils.metrics import Ranking
-from utils.paths import expand, expanded, in_full
-
-NAMED = ("best", "last", "best_ema")  # checkpoints of a run
+from utils.paths import expand, expanded
 
 
 def main() -> None:
+    with exit_on_user_error():
+        arguments = parse_arguments()
+        one_process("test.py")
+        if arguments.config:  # mistakes are found before PyTorch is imported, which takes seconds
+            load_config(arguments.config, arguments.set)
+        with importing():
+            from processor import testing
+            from utils.logger import start_logging
+
+        start_logging()
+        testing.evaluate(arguments)
+
+
+def parse_arguments() -> argparse.Namespace:
+    """The command line."""
     parser = argparse.ArgumentParser(description="Evaluate a run folder of train.py, or weights from elsewhere.")
     model = parser.add_mutually_exclusive_group(required=True)
     model.add_argument("--run", type=expand, help="run folder")
@@ -46,133 +47,7 @@ def main() -> None:
     parser.add_argument(
         "--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="override the config"
     )
-    arguments = parser.parse_args()
-    with exit_on_user_error():
-        one_process("test.py")
-        start_logging()
-        evaluate(arguments)
-
-
-def evaluate(arguments: argparse.Namespace) -> dict[str, dict[str, float]]:
-    """Evaluate the chosen weights and print the table; returns row -> metric -> percent."""
-    config, task, source = load_task(arguments)
-    names = arguments.on or [config.data.dataset]
-    if arguments.dump and len(names) > 1:
-        raise ConfigError(f"--dump: takes one data set, got {len(names)}; name one with --on")
-    val_ids = config.carved_val_ids if arguments.split == "val" else 0
-    chosen = {name: load_annotations(name, config.data.root, val_ids=val_ids) for name in names}
-    for annotations in chosen.values():
-        if not annotations.split(arguments.split):
-            raise DataError(f"{annotations.folder}: has no {arguments.split} split")
-        require_images(annotations, [arguments.split], config.data)
-    trained_on = chosen.get(config.data.dataset)
-    if trained_on is None and config.data.tokenizer is None:  # the tokenizer lies in that data set's folder
-        trained_on = load_annotations(config.data.dataset, config.data.root)
-    folder, encoder = trained_on.folder if trained_on else Path(), task.encoder
-    tokenizer = data_tokenizer(config.data, folder, most=encoder.vocab_size, kinds=encoder.tokenizers)
-
-    task.to(default_device())
-    rows: dict[str, dict[str, float]] = {}
-    for name, annotations in chosen.items():
-        rankings = rank(arguments, config, task, annotations, tokenizer)
-        label = f" {name}" if arguments.on else ""
-        rows |= {direction + label: ranking.summary() for direction, ranking in rankings.items()}
-    LOGGER.info("%s, %s split\n%s", source, arguments.split, metrics_table(rows))
-    return rows
-
-
-def load_task(arguments: argparse.Namespace) -> tuple[Config, RetrievalTask, str]:
-    """The config, the task with its weights, and a description of the weights."""
-    if arguments.run:
-        if arguments.weights or arguments.format:
-            raise ConfigError("--weights, --format: need --config; name a checkpoint of --run with --checkpoint")
-        config = run_config(arguments.run, arguments.set)
-        path = checkpoint_path(arguments.run, arguments.checkpoint or "best")
-        config = dataclasses.replace(config, init=InitConfig(path=str(path), format="own"))
-    else:
-        if arguments.checkpoint:
-            raise ConfigError("--checkpoint: needs --run; name a checkpoint for --config with --weights")
-        if arguments.format and not arguments.weights:
-            raise ConfigError("--format: needs --weights")
-        config = load_config(arguments.config, [*init_overrides(arguments), *arguments.set])
-    task = build_task(config)
-    for note in (*task.notes, *worker_notes(config.data)):
-        if not (arguments.run and note.startswith("weights from ")):  # a run's weights fit: the table would say nothing
-            LOGGER.info("%s", note)
-    return config, task, task.weights_from or f"{config.name} before training"
-
-
-def checkpoint_path(run: Path, name: str) -> Path:
-    """The path that --checkpoint means: a name in the run folder, with or without `.pt`, or a path."""
-    stem = name.removesuffix(".pt")
-    named = run / f"{stem}.pt"
-    if name in NAMED or (not Path(name).exists() and (stem in NAMED or named.exists())):
-        return named
-    return Path(name)
-
-
-def init_overrides(arguments: argparse.Namespace) -> list[str]:
-    """Overrides that put --weights and --format in the place of the config's initial checkpoint."""
-    if arguments.weights is None:
-        return []
-    init = {"path": str(arguments.weights), "format": arguments.format, "image_size": None, "skip": []}
-    return [f"init.{key}={json.dumps(value, ensure_ascii=False)}" for key, value in init.items()]
-
-
-def rank(
-    arguments: argparse.Namespace,
-    config: Config,
-    task: RetrievalTask,
-    annotations: Annotations,
-    tokenizer: TextTokenizer,
-) -> dict[str, Ranking]:
-    """Encode and rank the chosen split of one data set; returns direction -> ranking. Writes the dump if asked."""
-    device = default_device()
-    loaders = build_eval_loaders(
-        config.data,
-        annotations.split(arguments.split),
-        tokenizer,
-        batch_size=config.eval.batch_size,
-        pin_memory=device.type != "cpu",
-    )
-    embeddings = embed(task.encoder, loaders, device, config.train.precision)
-    rankings = {"t2i": embeddings.rank_images()}
-    warn(embeddings, rankings["t2i"], arguments.split)
-    if task.encoder.embeddings:
-        split = embeddings.split(task.encoder.embeddings)
-        rankings |= {f"t2i {name} only": alone.rank_images() for name, alone in split.items()}
-    if arguments.i2t:
-        rankings["i2t"] = embeddings.rank_captions()
-    if arguments.dump:
-        write_dump(arguments.dump, dump_lines(embeddings, rankings["t2i"]))
-    return rankings
-
-
-def dump_lines(embeddings: Embeddings, ranking: Ranking, top: int = 10) -> Iterator[dict[str, Any]]:
-    """One record per caption, in annotation order: rank of the first match, AP, INP and the first images."""
-    for number, (record, caption, _) in enumerate(embeddings.pairs):
-        scores = embeddings.gallery @ embeddings.query[number]
-        best = scores.sort(descending=True, stable=True).indices[:top].tolist()
-        images = [(embeddings.records[place], float(scores[place])) for place in best]
-        yield {
-            "caption": caption,
-            "pid": record.pid,
-            "image": record.image_path,
-            "rank": int(ranking.first_rank[number]),
-            "AP": float(ranking.average_precision[number]),
-            "INP": float(ranking.inverse_negative_penalty[number]),
-            "top": [{"image": image.image_path, "pid": image.pid, "score": score} for image, score in images],
-        }
-
-
-def write_dump(path: Path, lines: Iterator[dict[str, Any]]) -> None:
-    try:
-        # JSON spells half a surrogate pair as Python's backslash escape does.
-        with open(path, "w", encoding="utf-8", errors="backslashreplace") as file:
-            file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-    except OSError as error:
-        raise ConfigError(f"--dump {in_full(path)}: cannot be written ({error})") from None
-    LOGGER.info("ranks written to %s", path)
+    return parser.parse_args()
 
 
 if __name__ == "__main__":

@@ -21,11 +21,11 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-import train
 from benchmarks.common.damage import cut, flip_bit, move_block, zero_block
 from configs.schema import Config, load_config
 from datasets.synthetic.render import render_dataset
 from model.checkpoints.files import read_weights
+from processor import training
 from processor.resolve import resolve
 from processor.saving import in_precision
 from utils.checkpoint import load_checkpoint, save_checkpoint
@@ -67,9 +67,9 @@ def kills(folder: Path, number: int, draw: random.Random) -> Counter[str]:
 
 def start_or_resume(folder: Path, run: Path) -> None:
     if run.exists():
-        train.resume(run, [])
+        training.resume(run, [])
     else:
-        train.train(config_of(folder), run)
+        training.train(config_of(folder), run)
 
 
 def in_child(run: Callable[[], Any], seconds: float | None) -> bool:

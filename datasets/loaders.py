@@ -22,6 +22,7 @@ from utils.batch import Batch, MicroBatch
 from utils.distributed import local_processes
 from utils.errors import ConfigError
 from utils.sharding import local_slice, shard_sizes, split_batch
+from utils.signals import leave_signals_to_main
 
 SEPARATE_DRAWS = 2**31  # added to an epoch's number for draws apart from those of all epochs
 
@@ -178,14 +179,15 @@ def data_loader(dataset: Dataset[Any], *, workers: int, timeout: float, **option
         dataset,
         num_workers=workers,
         timeout=timeout if workers else 0,
-        worker_init_fn=leave_errors_to_main,
+        worker_init_fn=leave_to_main,
         generator=torch.Generator(),
         **options,
     )
 
 
-def leave_errors_to_main(worker: int) -> None:
-    """Silence the thread of a worker that sends tensors: an interrupted main process closes the connection."""
+def leave_to_main(worker: int) -> None:
+    """Leave signals and errors to the main process: if it is interrupted, it closes the connection to a worker."""
+    leave_signals_to_main()
     sys.excepthook = lambda *error: None  # exceptions of the data set reach the main process another way
 
 

@@ -21,10 +21,11 @@ from model.checkpoints.files import weights_file
 from processor.trainer import Trainer
 from utils.checkpoint import load_checkpoint
 from utils.config import to_yaml
-from utils.distributed import env_rank, local_processes, rank, world_size
+from utils.distributed import local_processes, rank, world_size
 from utils.errors import CheckpointError, ConfigError, DataError, first_line
 from utils.files import locked, write_text
 from utils.integrity import file_hash
+from utils.launcher import env_rank
 from utils.logger import LOGGER, start_logging
 from utils.paths import in_full
 from utils.yaml_text import read_yaml

@@ -4,7 +4,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -26,9 +26,10 @@ from processor.trackers import Tracker, build_trackers
 from solver.optimizer import set_lr
 from solver.schedule import lr_at
 from utils.config import to_yaml
-from utils.distributed import average_gradients, gather_objects, peak_memory, rank, world_size
+from utils.distributed import Announcement, average_gradients, gather_objects, peak_memory, rank, world_size
 from utils.logger import LOGGER, append_json_line, progress
 from utils.seed import random_state, set_random_state
+from utils.signals import Interrupted, StopRequest
 from utils.watchdog import Watchdog
 
 
@@ -75,6 +76,7 @@ class Trainer:
 
         Raises:
             TrainingError: the loss is not finite; `last.pt` and `best.pt` are from earlier epochs.
+            Interrupted: SIGTERM or SIGUSR1 came; `last.pt` is from the step in which it did, or the next one.
         """
         trackers = [] if rank() else build_trackers(self.config.train.trackers, self.run, self.epoch)
         try:
@@ -92,13 +94,17 @@ class Trainer:
         while self.epoch <= epochs:
             if self.batches == 0:
                 self.record, self.meters = {"epoch": self.epoch, **self._before_epoch(self.epoch)}, Meters()
+            evaluates = self.epoch % self.config.eval.every == 0 or self.epoch == epochs
             if not self.trained:
-                self.record |= self._train_epoch(self.epoch)
+                with StopRequest() as request:
+                    self.record |= self._train_epoch(self.epoch, request)
+                    self.trained, signal = True, max(gather_objects(request.number))
+                    if signal:
+                        self._save_and_end(signal)
+                    if evaluates:  # a fault of the evaluation does not cost the epoch
+                        self._save()
             record = dict(self.record)
-            if self.epoch % self.config.eval.every == 0 or self.epoch == epochs:
-                if not self.trained:  # a fault of the evaluation does not cost the epoch
-                    self.trained = True
-                    self._save()
+            if evaluates:
                 record |= self._evaluate(self.epoch)
             self.history.append(record)
             self.epoch, self.batches, self.trained = self.epoch + 1, 0, False
@@ -120,7 +126,7 @@ class Trainer:
             self.task, self.train, epoch, seed=config.seed, device=self.device, precision=config.precision
         )
 
-    def _train_epoch(self, epoch: int) -> dict[str, Any]:
+    def _train_epoch(self, epoch: int, request: StopRequest) -> dict[str, Any]:
         config, schedule = self.config.train, self.config.solver.schedule
         batches = self.train.epoch(epoch, start=self.batches)
         total_steps = len(self.train)  # of this epoch, after its batches are drawn
@@ -131,7 +137,8 @@ class Trainer:
         set_lr(self.optimizer, lr_of)
         lr = lr_of(self.config.solver.lr)
         self.task.train()
-        nan_check, first, pairs, start = NaNCheck(self.train.pairs), self.batches + 1, 0, time.perf_counter()
+        nan_check, stop, first, pairs = NaNCheck(self.train.pairs), Announcement(), self.batches + 1, 0
+        start = time.perf_counter()
         bar = progress(batches, f"epoch {epoch}/{config.epochs}", total=total_steps, initial=self.batches)
         for number, on_cpu in enumerate(bar, start=first):
             self.step += 1
@@ -153,10 +160,12 @@ class Trainer:
                 nan_check.check()
                 means = ", ".join(f"{name}: {value:.4f}" for name, value in self.meters.read().items())
                 LOGGER.info("Epoch[%d] Iteration[%d/%d], %s, Base Lr: %.2e", epoch, number, total_steps, means, lr)
-            if config.save_every_steps and number % config.save_every_steps == 0 and number < total_steps:
+            signal = stop.exchange(request.number)
+            due = config.save_every_steps and number % config.save_every_steps == 0
+            if (signal or due) and number < total_steps:
                 nan_check.check()
                 self.batches = number
-                self._save()
+                self._save_and_end(signal) if signal else self._save()
         self.batches = total_steps
         seconds = time.perf_counter() - start
         speed, memory = {"seconds": seconds, "samples_per_second": pairs / seconds}, peak_memory(self.device)
@@ -225,6 +234,11 @@ class Trainer:
             averaged = averaged and {f"encoder.{name}": value for name, value in averaged.items()}
             self.checkpoints.save_weights(self.history, weights, averaged)
         self.checkpoints.save_last(record, weights, training)
+
+    def _save_and_end(self, signal: int) -> NoReturn:
+        self._save()
+        gather_objects(None)  # a launcher ends all processes with the first one that ends
+        raise Interrupted(signal)
 
     def state_dict(self) -> dict[str, Any]:
         """Training state apart from the model's weights, for an exact resume.

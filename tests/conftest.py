@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import train as train_program
 from datasets.synthetic.render import render_dataset
+from processor import training
 from tests.helpers.configs import GOLDEN, TINY, tiny_config
 
 
@@ -46,7 +46,7 @@ def teacher_run(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Run of a teacher trained for two epochs."""
     run = tmp_path_factory.mktemp("teacher") / "run"
     fast = ["train.epochs=2", "solver.lr=1e-3", "solver.eps=1e-8", "solver.schedule.warmup_epochs=0"]
-    return train_program.train(tiny_config("lcr2s_teacher", root, *fast), run)
+    return training.train(tiny_config("lcr2s_teacher", root, *fast), run)
 
 
 @pytest.fixture

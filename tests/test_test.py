@@ -9,8 +9,8 @@ import pytest
 import torch
 
 import test as test_program
-import train as train_program
 from configs.schema import load_config
+from processor import testing, training
 from processor.resolve import resolve
 from tests.helpers.configs import ROOT, TINY
 from tests.helpers.programs import run_program
@@ -20,7 +20,7 @@ from utils.yaml_text import read_yaml, settled
 @pytest.fixture(scope="module")
 def finished(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = resolve(load_config(ROOT / "configs/baseline.yaml", [*TINY, f"data.root={root}"]))
-    return train_program.train(config, tmp_path_factory.mktemp("cli") / "run")
+    return training.train(config, tmp_path_factory.mktemp("cli") / "run")
 
 
 def other_architecture(run: Path, folder: Path) -> list[object]:
@@ -72,7 +72,7 @@ def test_test_mistakes_exit_with_one_line(case: str, finished: Path, monkeypatch
 
 
 def test_a_checkpoint_is_named_in_its_run_or_by_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run, named = tmp_path / "run", test_program.checkpoint_path
+    run, named = tmp_path / "run", testing.checkpoint_path
     run.mkdir()
     (run / "epoch_002.pt").touch()
     monkeypatch.chdir(tmp_path)
@@ -92,10 +92,10 @@ def test_a_run_folder_stands_for_its_best_weights(
 
 def test_the_dump_escapes_half_a_surrogate_pair(tmp_path: Path) -> None:
     record = {"caption": "red \ud83d \u5b9e", "image": "\udcca.jpg"}
-    test_program.write_dump(tmp_path / "dump.jsonl", iter([record]))
+    testing.write_dump(tmp_path / "dump.jsonl", iter([record]))
     assert json.loads((tmp_path / "dump.jsonl").read_text(encoding="utf-8")) == record
 
 
 def test_paths_outside_the_first_65536_letters_reach_the_config() -> None:
     arguments = argparse.Namespace(weights=Path("\U0001f600.pt"), format=None)
-    assert settled(read_yaml(test_program.init_overrides(arguments)[0].partition("=")[2])) == "\U0001f600.pt"
+    assert settled(read_yaml(testing.init_overrides(arguments)[0].partition("=")[2])) == "\U0001f600.pt"

@@ -14,6 +14,7 @@ import test as test_program
 import train as train_program
 from configs.schema import load_config
 from datasets.annotations import load_annotations
+from processor import training
 from processor.resolve import resolve
 from tests.helpers.configs import ROOT, TINY, irra_config, write_yaml
 from tests.helpers.programs import run_program
@@ -131,31 +132,31 @@ def test_selecting_on_a_val_split_that_is_not_there_is_an_error(
 ) -> None:
     annotations = load_annotations("synthetic", root)
     annotations.val.clear()
-    monkeypatch.setattr(train_program, "load_annotations", lambda *args, **options: annotations)
+    monkeypatch.setattr(training, "load_annotations", lambda *args, **options: annotations)
     with pytest.raises(DataError, match=r"has no val split to select on; set data\.val_ids=200.*eval\.select_on=test"):
-        train_program.train(irra_config(tiny), tmp_path / "run")
-    run = train_program.train(irra_config(tiny, "eval.select_on=test"), tmp_path / "run")
+        training.train(irra_config(tiny), tmp_path / "run")
+    run = training.train(irra_config(tiny, "eval.select_on=test"), tmp_path / "run")
     assert "best on test (best.pt)" in (run / "train.log").read_text()
 
 
 def test_a_vocabulary_larger_than_the_text_towers_is_an_error(tiny: list[str], tmp_path: Path) -> None:
     message = r"data\.tokenizer: the text tower has 520 tokens .*, got a tokenizer with \d+"
     with pytest.raises(ConfigError, match=message):
-        train_program.train(irra_config(tiny, "model.text.options.vocab_size=520"), tmp_path / "run")
+        training.train(irra_config(tiny, "model.text.options.vocab_size=520"), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
 def test_an_existing_run_folder_is_left_alone(tiny: list[str], tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     with pytest.raises(ConfigError, match=r"run: run folder exists already"):
-        train_program.train(irra_config(tiny), tmp_path / "run")
+        training.train(irra_config(tiny), tmp_path / "run")
     assert not list((tmp_path / "run").iterdir())
 
 
 @pytest.fixture(scope="module")
 def finished(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = resolve(load_config(ROOT / "configs/baseline.yaml", [*TINY, f"data.root={root}"]))
-    return train_program.train(config, tmp_path_factory.mktemp("cli") / "run")
+    return training.train(config, tmp_path_factory.mktemp("cli") / "run")
 
 
 def test_an_existing_run_folder_is_refused(finished: Path, tiny: list[str], monkeypatch, capsys) -> None:
@@ -170,7 +171,7 @@ def test_interrupting_leaves_no_traceback(tiny: list[str], monkeypatch, capsys) 
     def interrupted(*args: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(train_program, "train", interrupted)
+    monkeypatch.setattr(training, "train", interrupted)
     arguments = ["--config", ROOT / "configs/irra.yaml", "--set", *tiny]
     assert run_program(train_program.main, monkeypatch, capsys, *arguments)[0] == 130
 
@@ -272,3 +273,13 @@ def test_empty_and_endless_captions_train_to_the_end(
     )
     assert status == 0, error
     assert "nan" not in out and (tmp_path / "run/best.pt").exists()
+
+
+@pytest.mark.parametrize("program", ["train.py", "test.py"])
+def test_help_and_misspelt_keys_do_not_wait_for_pytorch(program: str) -> None:
+    code = f"import runpy, sys; sys.argv[0] = '{program}'\ntry: runpy.run_path('{program}', run_name='__main__')\n"
+    code += "finally: print('torch' in sys.modules, file=sys.stderr)"
+    mistake = ["--config", "configs/irra.yaml", "--set", "train.epoch=3"]
+    for arguments, said in ((["--help"], "usage"), (mistake, "error: train.epoch: unknown key")):
+        done = subprocess.run([sys.executable, "-c", code, *arguments], cwd=ROOT, capture_output=True, text=True)
+        assert said in done.stdout + done.stderr and done.stderr.endswith("False\n")

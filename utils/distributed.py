@@ -39,7 +39,7 @@ def start_processes(timeout: float = 600) -> torch.device:
                     f"got {local_processes()} processes; start one process per GPU"
                 )
             torch.cuda.set_device(device)
-        backend = "nccl" if device.type == "cuda" else "gloo"
+        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         dist.init_process_group(backend, timeout=datetime.timedelta(seconds=timeout))
     return device
 
@@ -76,11 +76,6 @@ def rank() -> int:
     return dist.get_rank() if dist.is_initialized() else 0
 
 
-def env_rank() -> int:
-    """Number of this process as the environment gives it, which is known before the processes have met."""
-    return number_in(os.environ, "RANK")
-
-
 def average_gradients(parameters: Iterable[Parameter]) -> None:
     """Replace each gradient by its mean over processes."""
     if world_size() == 1:
@@ -113,6 +108,28 @@ def gather_objects(value: Any) -> list[Any]:
     values: list[Any] = [None] * world_size()
     dist.all_gather_object(values, value)
     return values
+
+
+class Announcement:
+    """Number that one process announces and all processes learn of in the same step, which is the next one."""
+
+    def __init__(self) -> None:
+        self._sent: tuple[dist.Work, Tensor] | None = None
+
+    def exchange(self, number: int) -> int:
+        """The largest number that a process gave at the call before; 0 at first. No process waits for another."""
+        if world_size() == 1:
+            return number
+        largest = 0
+        if self._sent is not None:
+            work, received = self._sent
+            work.wait()
+            largest = int(received)
+        sent = torch.tensor(number)
+        work = dist.all_reduce(sent, dist.ReduceOp.MAX, async_op=True)
+        assert work is not None
+        self._sent = work, sent
+        return largest
 
 
 def default_device() -> torch.device:

@@ -107,3 +107,8 @@ def number_in(environment: Mapping[str, str], name: str) -> int:
     """The number in an environment variable; 0 for one that is not set or no number."""
     value = environment.get(name, "")
     return int(value) if NUMBER.fullmatch(value) else 0
+
+
+def env_rank() -> int:
+    """Number of this process as the environment gives it, which is known before the processes have met."""
+    return number_in(os.environ, "RANK")

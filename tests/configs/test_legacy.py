@@ -6,9 +6,9 @@ import pytest
 import torch
 import yaml
 
-import train as train_program
 from configs.legacy import SCHEDULE_0_1, upgrade
 from configs.schema import load_config, parse_config
+from processor import training
 from processor.resolve import resolve
 from solver.schedule import SCHEDULES, schedule_options
 from tests.helpers.configs import irra_config
@@ -38,7 +38,7 @@ def test_configs_of_this_version_stay_as_they_are() -> None:
 def test_a_run_of_version_0_1_is_resumed(tiny: list[str], tmp_path: Path) -> None:
     """Rewrite a run as version 0.1 wrote it: schedule, augmentations, training state, no trackers and no version."""
     config = irra_config(tiny, "train.epochs=2", "losses.sdm.consensus=auto")
-    run = train_program.train(config, tmp_path / "run")
+    run = training.train(config, tmp_path / "run")
     old = yaml.safe_load((run / "config.yaml").read_text())
     old["solver"]["schedule"] = {"name": "cosine", **DEFAULTS, **old["solver"]["schedule"]}
     old["data"]["image_aug"] = [next(iter(entry)) for entry in old["data"]["image_aug"]]
@@ -50,6 +50,6 @@ def test_a_run_of_version_0_1_is_resumed(tiny: list[str], tmp_path: Path) -> Non
     content["training"]["counted"] = {name: states[name].get("clean_mask") for name in ("sdm",)}
     del content["version"]
     save_checkpoint(run / "last.pt", content | {"config": yaml.safe_dump(old)})
-    train_program.resume(run, ["train.epochs=3"])
+    training.resume(run, ["train.epochs=3"])
     assert [line["epoch"] for line in lines_of(run)] == [1, 2, 3]
     assert torch.is_tensor(load_checkpoint(run / "last.pt")["training"]["objectives"]["sdm"]["clean_mask"])

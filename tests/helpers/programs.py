@@ -5,6 +5,7 @@ import argparse
 import pytest
 
 import test as test_program
+from processor import testing
 
 
 def run_program(main, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: object):
@@ -26,9 +27,9 @@ def evaluate(*arguments: object) -> dict[str, dict[str, float]]:
     def keep(parsed: argparse.Namespace) -> None:
         seen.update(original(parsed))
 
-    original = test_program.evaluate
+    original = testing.evaluate
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("sys.argv", ["test.py", *map(str, arguments)])
-        patch.setattr(test_program, "evaluate", keep)
+        patch.setattr(testing, "evaluate", keep)
         test_program.main()
     return seen

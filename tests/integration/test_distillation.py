@@ -4,8 +4,8 @@ from pathlib import Path
 
 import torch
 
-import train as train_program
 from model.load import load_init
+from processor import training
 from tests.helpers.configs import tiny_config
 from tests.helpers.programs import evaluate
 from tests.helpers.runs import lines_of
@@ -24,7 +24,7 @@ def test_a_student_may_start_from_its_teacher(root: Path, teacher_run: Path) -> 
 
 
 def test_a_student_is_trained_saved_and_tested_like_any_other(root: Path, teacher_run: Path, tmp_path: Path) -> None:
-    run = train_program.train(student_config(root, teacher_run, "train.epochs=2"), tmp_path / "run")
+    run = training.train(student_config(root, teacher_run, "train.epochs=2"), tmp_path / "run")
     assert not [name for name in load_checkpoint(run / "last.pt")["model"] if "teacher" in name or "fusion" in name]
     line = lines_of(run)[-1]
     assert 0 < line["distill_features_loss"] < 4 and line["distill_relations_loss"] > 0
@@ -35,7 +35,7 @@ def test_a_student_is_trained_saved_and_tested_like_any_other(root: Path, teache
 
 def test_a_joint_run(root: Path, tmp_path: Path) -> None:
     config = tiny_config("lcr2s_joint", root, "data.num_instances=2", "train.epochs=2")
-    run = train_program.train(config, tmp_path / "run")
+    run = training.train(config, tmp_path / "run")
     line = lines_of(run)[-1]
     assert {"sdm_loss", "distill_features_loss", "distill_relations_loss"} <= set(line)
     results = evaluate("--run", run, "--checkpoint", "last")

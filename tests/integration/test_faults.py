@@ -12,12 +12,15 @@ import torch
 import processor.saving as saving_module
 import train as train_program
 from datasets.pairs import TrainPairs
+from processor import training
 from processor.trainer import Trainer
 from tests.helpers.configs import config_of
 from tests.helpers.processes import together
 from tests.helpers.programs import run_program
 from utils.checkpoint import load_checkpoint, save_checkpoint
-from utils.exit import machine_fault
+from utils.config import to_yaml
+from utils.distributed import rank
+from utils.faults import machine_fault
 from utils.logger import LOGGER
 
 
@@ -31,7 +34,7 @@ def test_a_disk_that_fills_up_stops_training_with_one_line(
 
     monkeypatch.setattr(saving_module, "save_checkpoint", filling_up)
     config = tmp_path / "config.yaml"
-    config.write_text(train_program.to_yaml(config_of("irra", root, "train.epochs=3")))
+    config.write_text(to_yaml(config_of("irra", root, "train.epochs=3")))
     run = tmp_path / "run"
     status, _, err = run_program(train_program.main, monkeypatch, capsys, "--config", config, "--run", run)
     assert status == 1 and re.fullmatch(r"error: \S+\.pt: cannot be written \(.*\)\nresume with: .*\n", err)
@@ -48,7 +51,7 @@ def test_a_log_that_cannot_be_written_is_no_traceback(root: Path, tmp_path: Path
 
     monkeypatch.setattr(saving_module, "save_checkpoint", fills_up)
     config = tmp_path / "config.yaml"
-    config.write_text(train_program.to_yaml(config_of("irra", root)))
+    config.write_text(to_yaml(config_of("irra", root)))
     status, _, err = run_program(train_program.main, monkeypatch, capsys, "--config", config, "--run", run)
     assert status == 1 and re.fullmatch(r"error: .*earlier checkpoints are intact\nresume with: .*\n", err)
 
@@ -63,7 +66,7 @@ def test_a_data_loading_process_that_is_killed(root: Path, tmp_path: Path, monke
 
     monkeypatch.setattr(TrainPairs, "__getitem__", killed)
     config = tmp_path / "config.yaml"
-    config.write_text(train_program.to_yaml(config_of("irra", root, "train.epochs=3", "data.workers=1")))
+    config.write_text(to_yaml(config_of("irra", root, "train.epochs=3", "data.workers=1")))
     run = tmp_path / "run"
     status, _, err = run_program(train_program.main, monkeypatch, capsys, "--config", config, "--run", run)
     assert status == 1 and err.startswith("error: a data loading worker died") and "--resume" in err
@@ -75,12 +78,12 @@ def _until_killed(config: Any, run: Path) -> None:
 
     def dies(self: Trainer) -> None:
         save(self)
-        if self.batches == 0 and train_program.rank() == 1:
+        if self.batches == 0 and rank() == 1:
             os.kill(os.getpid(), signal.SIGKILL)
 
     Trainer._save = dies  # type: ignore[method-assign]  # this process only runs this test
     try:
-        train_program.train(config, run)
+        training.train(config, run)
     except RuntimeError as error:
         raise AssertionError(f"said: {machine_fault(error)}") from None
 
@@ -91,5 +94,5 @@ def test_a_process_that_is_killed_ends_the_others(root: Path, tmp_path: Path) ->
     with pytest.raises(AssertionError, match="said: another process ended"):
         together(2, _until_killed, config, tmp_path / "run")
     assert load_checkpoint(tmp_path / "run/last.pt")["epoch"] == 1
-    train_program.resume(tmp_path / "run", [])  # in one process
+    training.resume(tmp_path / "run", [])  # in one process
     assert load_checkpoint(tmp_path / "run/last.pt")["epoch"] == 3

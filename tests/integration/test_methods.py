@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-import train as train_program
 from configs.schema import load_config
+from processor import training
 from processor.resolve import resolve
 from tests.helpers.configs import ROOT, TINY_IVT
 from tests.helpers.programs import evaluate
@@ -115,7 +115,7 @@ IVT = ROOT / "configs/ivt.yaml"
 )
 def test_ivt_trains_and_is_tested_like_any_other(overrides: list[str], root: Path, tmp_path: Path) -> None:
     config = resolve(load_config(IVT, [*TINY_IVT, f"data.root={root}", *overrides]))
-    run = train_program.train(config, tmp_path / "run")
+    run = training.train(config, tmp_path / "run")
     record = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
     assert np.isfinite(record["loss"]) and set(record["test"]) == {"R1", "R5", "R10", "mAP", "mINP"}
     rows = evaluate("--run", run, "--on", "synthetic", "--i2t")

@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import train as train_program
 from datasets.noise import noise_permutation
+from processor import training
 from tests.helpers.configs import NOISE, ROOT, rde_config
 from tests.helpers.programs import evaluate
 from tests.helpers.runs import lines_of
@@ -23,7 +23,7 @@ METHODS = {
 @pytest.mark.parametrize("method", METHODS)
 def test_noise_is_an_option_of_every_method(method: str, root: Path, tmp_path: Path) -> None:
     config = rde_config(root, NOISE, config=ROOT / f"configs/{method}.yaml")
-    run = train_program.train(config, tmp_path / "run")
+    run = training.train(config, tmp_path / "run")
     index = np.load(run / "noise.npy")
     assert np.array_equal(index, noise_permutation(32, 0.5)) and index.dtype == np.int64
     moved = int((index != np.arange(32)).sum())
@@ -40,7 +40,7 @@ def test_noise_is_an_option_of_every_method(method: str, root: Path, tmp_path: P
 
 
 def test_without_noise_nothing_of_it_is_written(root: Path, tmp_path: Path) -> None:
-    run = train_program.train(rde_config(root), tmp_path / "run")
+    run = training.train(rde_config(root), tmp_path / "run")
     assert not (run / "noise.npy").exists()
     (line,) = lines_of(run)
     assert "tal_counted" in line and not [name for name in line if "clean" in name or "noisy" in name]
@@ -50,7 +50,7 @@ def test_a_run_of_rde(root: Path, tmp_path: Path) -> None:
     """RDE splits the pairs before every epoch; test.py reproduces its metrics and reports both embeddings."""
     fast = ["solver.lr=5e-4", "solver.eps=1e-8", "solver.schedule.warmup_epochs=0", "solver.rules=[]"]
     config = rde_config(root, NOISE, *fast, "train.epochs=3", "model.selected_dim=48")
-    run = train_program.train(config, tmp_path / "run")
+    run = training.train(config, tmp_path / "run")
     lines = lines_of(run)
     for line in lines:
         parts = [line[f"tal_counted{part}"] for part in ("", "_clean", "_noisy")]
@@ -68,9 +68,7 @@ def test_a_run_of_rde(root: Path, tmp_path: Path) -> None:
 
 
 def test_two_runs_of_rde_are_the_same(root: Path, tmp_path: Path) -> None:
-    runs = [
-        lines_of(train_program.train(rde_config(root, NOISE, "train.epochs=2"), tmp_path / name)) for name in ("a", "b")
-    ]
+    runs = [lines_of(training.train(rde_config(root, NOISE, "train.epochs=2"), tmp_path / name)) for name in ("a", "b")]
     timing = ("seconds", "samples_per_second", "peak_memory_gib")
     first, second = ([{k: v for k, v in line.items() if k not in timing} for line in lines] for lines in runs)
     assert first == second
@@ -78,6 +76,6 @@ def test_two_runs_of_rde_are_the_same(root: Path, tmp_path: Path) -> None:
 
 def test_clean_pairs_alone_can_be_trained_on(root: Path, tmp_path: Path) -> None:
     config = rde_config(root, NOISE, "data.noise_drop=true", config=ROOT / "configs/baseline.yaml")
-    run = train_program.train(config, tmp_path / "run")
+    run = training.train(config, tmp_path / "run")
     (line,) = lines_of(run)
     assert line["itc_loss_clean"] == pytest.approx(line["itc_loss"]) and "itc_loss_noisy" not in line

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
-import train as train_program
 from configs.schema import Config
 from datasets.annotations import load_annotations
+from processor import training
 from tests.helpers.configs import METHODS, ROOT, TINY, config_of
 from tests.helpers.processes import together
 from tests.helpers.runs import FAST, Killed, die_after, lines_of, same_runs
@@ -66,14 +66,14 @@ def test_processes_that_split_their_shard_into_micro_batches(method: str, root: 
 
 
 def _train(config: Config, run: Path) -> None:
-    train_program.train(config, run)
+    training.train(config, run)
 
 
 @pytest.mark.parametrize("method", ["irra", "rde"])
 def test_a_run_of_two_processes_is_that_of_one(method: str, root: Path, tmp_path: Path) -> None:
     """Train for 20 steps; RDE's clean/noisy split uses the losses of all processes."""
     config = config_of(method, root, *FAST, "data.workers=0")
-    train_program.train(config, tmp_path / "one")
+    training.train(config, tmp_path / "one")
     together(2, _train, config, tmp_path / "two")
     names = {path.name.split(".")[0] for path in (tmp_path / "one").iterdir()}
     assert {path.name.split(".")[0] for path in (tmp_path / "two").iterdir()} == names
@@ -103,14 +103,14 @@ def _killed(config: Config, run: Path, saves: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
         die_after(patch, saves)
         try:
-            train_program.train(config, run)
+            training.train(config, run)
         except Killed:
             raise
         raise AssertionError("went on")
 
 
 def _resume(run: Path) -> None:
-    train_program.resume(run, [])
+    training.resume(run, [])
 
 
 @pytest.mark.parametrize("method", ["irra", "ivt", "rde"])

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 import test as test_program
-import train as train_program
 from configs.schema import load_config
+from processor import testing, training
 from processor.evaluator import METRICS
 from processor.resolve import resolve
 from solver.schedule import lr_at
@@ -30,7 +30,7 @@ def finished(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         "eval.every=2",
     ]
     config = irra_config([*TINY, f"data.root={root}"], *overrides)
-    return train_program.train(config, run)
+    return training.train(config, run)
 
 
 def test_a_run_folder_holds_everything(finished: Path) -> None:
@@ -117,8 +117,8 @@ def test_test_program_reproduces_the_logged_numbers(
     file = finished / ("last.pt" if checkpoint != "best" else "best.pt")
     recorded = load_checkpoint(file)["metrics"]
     results = {}
-    evaluate = test_program.evaluate
-    monkeypatch.setattr(test_program, "evaluate", lambda arguments: results.update(evaluate(arguments)))
+    evaluate = testing.evaluate
+    monkeypatch.setattr(testing, "evaluate", lambda arguments: results.update(evaluate(arguments)))
     dump = tmp_path / "ranks.jsonl"
     name = file if checkpoint == "path" else checkpoint
     run_test_program(monkeypatch, "--run", finished, "--checkpoint", name, "--i2t", "--dump", dump)

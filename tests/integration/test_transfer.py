@@ -10,6 +10,7 @@ import torch
 import test as test_program
 import train as train_program
 from configs.schema import load_config
+from processor import training
 from processor.resolve import resolve
 from tests.helpers.checkpoints import saved_vit
 from tests.helpers.configs import ROOT, TINY
@@ -20,7 +21,7 @@ from tests.helpers.programs import evaluate, run_program
 def finished(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Run of IRRA on the rendered data set."""
     config = resolve(load_config(ROOT / "configs/irra.yaml", [*TINY, f"data.root={root}"]))
-    return train_program.train(config, tmp_path_factory.mktemp("transfer") / "run")
+    return training.train(config, tmp_path_factory.mktemp("transfer") / "run")
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +111,7 @@ def test_training_starts_from_anothers_weights_and_says_what_starts_fresh(
     """Pretrained towers are not downloaded, since init.path overwrites them."""
     init = [f"init.path={finished / 'best.pt'}", "model.image.pretrained=true", "losses.itc={}", "solver.lr=0"]
     config = resolve(load_config(ROOT / "configs/irra.yaml", [*TINY, f"data.root={root}", *init]))
-    run = train_program.train(config, tmp_path / "run")
+    run = training.train(config, tmp_path / "run")
     before = torch.load(finished / "best.pt", weights_only=True)["model"]
     after = torch.load(run / "last.pt", weights_only=True)["model"]
     assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
@@ -121,7 +122,7 @@ def test_training_starts_from_anothers_weights_and_says_what_starts_fresh(
 def test_the_log_says_that_a_projection_starts_fresh(root: Path, tmp_path: Path) -> None:
     file, _ = saved_vit(tmp_path, num_classes=10)
     overrides = [*TINY, f"data.root={root}", f"model.image.pretrained={file}"]
-    run = train_program.train(resolve(load_config(ROOT / "configs/baseline.yaml", overrides)), tmp_path / "run")
+    run = training.train(resolve(load_config(ROOT / "configs/baseline.yaml", overrides)), tmp_path / "run")
     assert (
         f"{file} has no projection to 64 dimensions (model.embed_dim), so it is initialised afresh"
         in (run / "train.log").read_text()
@@ -133,7 +134,7 @@ def test_a_run_fine_tuned_from_weights_that_are_gone_is_still_evaluated(
 ) -> None:
     shutil.copy(finished / "best.pt", tmp_path / "start.pt")
     overrides = [*TINY, f"data.root={root}", f"init.path={tmp_path / 'start.pt'}", "losses.mlm=null"]
-    run = train_program.train(resolve(load_config(ROOT / "configs/irra.yaml", overrides)), tmp_path / "run")
+    run = training.train(resolve(load_config(ROOT / "configs/irra.yaml", overrides)), tmp_path / "run")
     log = (run / "train.log").read_text()
     assert "unexpected, not used" in log and "objectives.mlm" in log
     (tmp_path / "start.pt").unlink()

@@ -9,6 +9,7 @@ import train as train_program
 from configs.schema import load_config
 from model.build import build_encoder, build_task, build_teacher
 from model.objectives.consensus import FITS
+from processor import training
 from processor.resolve import resolve
 from tests.helpers.configs import CONFIGS, NOISE, ROOT, config_of, rde_config
 from tests.helpers.programs import run_program
@@ -55,7 +56,7 @@ def test_no_builder_leaves_random_weights_in_place_of_the_initial_checkpoint(roo
 
 @pytest.fixture(scope="module")
 def run(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return train_program.train(config_of("irra", root, "train.epochs=2"), tmp_path_factory.mktemp("faults") / "run")
+    return training.train(config_of("irra", root, "train.epochs=2"), tmp_path_factory.mktemp("faults") / "run")
 
 
 def test_without_a_teacher_the_error_says_how_to_make_one(monkeypatch, capsys) -> None:
@@ -94,4 +95,4 @@ def test_a_teacher_of_other_dimensions_is_said(root: Path, run: Path, tmp_path: 
     options = [f"teacher.checkpoint={run / 'last.pt'}", "model.embed_dim=32"]
     message = r"distill_features: needs a teacher with the student's 32 dimensions, got 64"
     with pytest.raises(ConfigError, match=message):
-        train_program.train(config_of("lcr2s", root, *options), tmp_path / "run")
+        training.train(config_of("lcr2s", root, *options), tmp_path / "run")

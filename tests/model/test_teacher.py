@@ -5,9 +5,9 @@ from pathlib import Path
 
 import torch
 
-import train as train_program
 from model.build import build_task
 from model.teacher import Teacher
+from processor import training
 from solver.optimizer import build_optimizer
 from tests.helpers.configs import tiny_config
 from tests.helpers.loaders import fields_of
@@ -53,7 +53,7 @@ def test_the_teacher_says_its_enriched_embeddings(root: Path, teacher_run: Path)
 
 
 def test_a_plain_encoder_can_teach_too(root: Path, tmp_path: Path) -> None:
-    run = train_program.train(tiny_config("baseline", root), tmp_path / "run")
+    run = training.train(tiny_config("baseline", root), tmp_path / "run")
     student = student_of(student_config(root, run))
     assert not [name for name in student.inputs if name.startswith("support_")]
     batch = next(iter(fields_of(loader_of(student_config(root, run), student).epoch(1))))

@@ -7,14 +7,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-import train as train_program
 from configs.schema import Config
 from datasets.annotations import Record, load_annotations
 from datasets.loaders import build_eval_loaders, data_tokenizer
 from datasets.pairs import pairs_of
 from model.build import build_encoder, build_task
 from model.load import load_weights
-from processor import evaluator
+from processor import evaluator, training
 from processor.evaluator import Embeddings, embed
 from tests.helpers.configs import config_of, irra_config
 from tests.helpers.processes import together
@@ -96,6 +95,6 @@ def _evaluate(config: Config, checkpoint: Path) -> dict[str, float]:
 @pytest.mark.parametrize("world", [2, 3])
 def test_metrics_are_exactly_those_of_one_process(world: int, root: Path, tmp_path: Path) -> None:
     config = config_of("irra", root, *FAST, "train.epochs=2")
-    run = train_program.train(config, tmp_path / "run")
+    run = training.train(config, tmp_path / "run")
     expected = _evaluate(config, run / "last.pt")
     assert together(world, _evaluate, config, run / "last.pt") == [expected] * world

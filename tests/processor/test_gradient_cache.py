@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-import train as train_program
+from processor import training
 from processor.gradient_cache import backward
 from tests.helpers.configs import METHODS, config_of
 from tests.helpers.runs import lines_of
@@ -70,7 +70,7 @@ def test_random_draws_of_the_encoder_are_the_same_in_both_passes(root: Path) -> 
 def test_a_run_in_micro_batches_is_the_run(more: list[str], root: Path, tmp_path: Path) -> None:
     options = ["train.epochs=2", "solver.lr=2e-4", "solver.eps=1e-6", *more]
     for parts in (1, 3):
-        train_program.train(config_of("irra", root, *options, f"train.accumulate={parts}"), tmp_path / str(parts))
+        training.train(config_of("irra", root, *options, f"train.accumulate={parts}"), tmp_path / str(parts))
     tolerance = 2e-2 if "train.precision=bf16" in more else 1e-4
     for one, other in zip(lines_of(tmp_path / "1"), lines_of(tmp_path / "3"), strict=True):
         assert set(one) == set(other)

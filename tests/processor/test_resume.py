@@ -17,6 +17,7 @@ import torch
 import train as train_program
 from configs.schema import load_config
 from processor import saving as saving_module
+from processor import training
 from processor.resolve import resolve
 from processor.resume import last_state, restore
 from processor.trainer import Trainer
@@ -41,9 +42,7 @@ def overrides_of(method: str, root: Path, *more: str) -> list[str]:
 
 
 def train(method: str, root: Path, run: Path, *more: str) -> Path:
-    return train_program.train(
-        resolve(load_config(ROOT / f"configs/{method}.yaml", overrides_of(method, root, *more))), run
-    )
+    return training.train(resolve(load_config(ROOT / f"configs/{method}.yaml", overrides_of(method, root, *more))), run)
 
 
 def killed(method: str, root: Path, run: Path, saves: int, *more: str) -> Path:
@@ -59,7 +58,7 @@ def killed(method: str, root: Path, run: Path, saves: int, *more: str) -> Path:
 def teacher(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     overrides = [*TINY, f"data.root={root}"]
     config = resolve(load_config(ROOT / "configs/lcr2s_teacher.yaml", overrides))
-    return train_program.train(config, tmp_path_factory.mktemp("teacher") / "run")
+    return training.train(config, tmp_path_factory.mktemp("teacher") / "run")
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +75,7 @@ def test_a_resumed_run_is_the_straight_one(method: str, root: Path, tmp_path: Pa
     content = load_checkpoint(resumed / "last.pt")["training"]
     assert content["epoch"] == 2 and content["batches"] > 0
     torch.manual_seed(99)  # earlier draws of the process must not matter
-    train_program.resume(resumed, [])
+    training.resume(resumed, [])
     same_runs(straight, resumed)
     assert "resuming in epoch 2 after" in (resumed / "train.log").read_text()
 
@@ -85,7 +84,7 @@ def test_a_resumed_run_is_the_straight_one(method: str, root: Path, tmp_path: Pa
 def test_wherever_it_was_killed(saves: int, root: Path, straight: Path, tmp_path: Path) -> None:
     """Checkpoints 4 and 9 are at the ends of epochs, and checkpoint 8 is before the evaluation of the second one."""
     run = killed("irra", root, tmp_path / "run", saves)
-    assert train_program.resume(run, []) == run
+    assert training.resume(run, []) == run
     same_runs(straight, run)
 
 
@@ -95,8 +94,8 @@ def test_killed_again_and_again(root: Path, straight: Path, tmp_path: Path) -> N
         with pytest.MonkeyPatch.context() as patch:
             die_after(patch, 2)
             with pytest.raises(Killed):
-                train_program.resume(run, [])
-    train_program.resume(run, [])
+                training.resume(run, [])
+    training.resume(run, [])
     same_runs(straight, run)
 
 
@@ -114,7 +113,7 @@ def test_killed_again_and_again(root: Path, straight: Path, tmp_path: Path) -> N
 def test_whatever_the_options(more: list[str], saves: int, root: Path, tmp_path: Path) -> None:
     whole = train("irra", root, tmp_path / "whole", *more)
     run = killed("irra", root, tmp_path / "run", saves, *more)
-    train_program.resume(run, [])
+    training.resume(run, [])
     same_runs(whole, run)
 
 
@@ -146,7 +145,7 @@ def test_lines_of_metrics_after_the_checkpoint_go(root: Path, straight: Path, tm
     run = killed("irra", root, tmp_path / "run", 4)  # before the metrics of its epoch were written
     assert not (run / "metrics.jsonl").exists()
     (run / "metrics.jsonl").write_text('{"epoch": 1}\n{"epoch": 2}\n')
-    train_program.resume(run, [])
+    training.resume(run, [])
     same_runs(straight, run)
 
 
@@ -155,9 +154,9 @@ def test_a_run_that_ended_has_nothing_left_to_do_and_may_be_made_longer(
 ) -> None:
     run = tmp_path / "run"
     shutil.copytree(straight, run)
-    train_program.resume(run, [])
+    training.resume(run, [])
     same_runs(straight, run)
-    train_program.resume(run, ["train.epochs=4", "train.save_every_steps=null", "train.accumulate=2"])
+    training.resume(run, ["train.epochs=4", "train.save_every_steps=null", "train.accumulate=2"])
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [line["epoch"] for line in lines] == [1, 2, 3, 4]
     assert load_config(run / "config.yaml").train.epochs == 4
@@ -181,14 +180,14 @@ def test_another_experiment_is_refused_unless_forced(
     with pytest.raises(
         ConfigError, match=r"(?s)another experiment; start a new run, or add --force.*" + re.escape(named)
     ) as error:
-        train_program.resume(run, overrides)
+        training.resume(run, overrides)
     assert "train.epochs" not in str(error.value) and (run / "config.yaml").read_text() == before
 
 
 def test_forced_changes_are_made(straight: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     shutil.copytree(straight, run)
-    train_program.resume(run, ["losses.sdm.weight=2", "train.epochs=4"], force=True)
+    training.resume(run, ["losses.sdm.weight=2", "train.epochs=4"], force=True)
     assert load_config(run / "config.yaml").losses["sdm"]["weight"] == 2
 
 
@@ -218,7 +217,7 @@ def test_what_cannot_be_resumed_is_said(straight: Path, tmp_path: Path, monkeypa
 
 def test_the_offered_checkpoint_can_be_started_from(straight: Path, tmp_path: Path, root: Path) -> None:
     config = load_config(straight / "config.yaml", [f"init.path={straight / 'best.pt'}", "train.epochs=1"])
-    assert (train_program.train(resolve(config), tmp_path / "run") / "last.pt").is_file()
+    assert (training.train(resolve(config), tmp_path / "run") / "last.pt").is_file()
 
 
 def test_a_process_that_is_killed(root: Path, straight: Path, tmp_path: Path) -> None:
@@ -254,14 +253,14 @@ def stamp(run: Path) -> int:
 
 @pytest.fixture(scope="module")
 def run(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return train_program.train(config_of("irra", root, "train.epochs=2"), tmp_path_factory.mktemp("faults") / "run")
+    return training.train(config_of("irra", root, "train.epochs=2"), tmp_path_factory.mktemp("faults") / "run")
 
 
 def test_a_state_of_training_of_another_version_is_said(run: Path, monkeypatch) -> None:
     content = last_state(run)
     trainers: list[Trainer] = []
     monkeypatch.setattr(Trainer, "fit", lambda self: trainers.append(self))
-    train_program.resume(run, [])
+    training.resume(run, [])
     for name in content["training"].keys() - {"average", "trained"}:  # no EMA here, and not saved by version 0.1
         without = {key: value for key, value in content["training"].items() if key != name}
         with pytest.raises(CheckpointError, match=r"last\.pt: its training state does not fit this version"):

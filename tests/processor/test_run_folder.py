@@ -11,6 +11,7 @@ import pytest
 import train as train_program
 import utils.files
 from configs.schema import load_config
+from processor import training
 from processor.run_folder import create_run_folder
 from processor.trainer import Trainer
 from tests.helpers.configs import config_of
@@ -24,7 +25,7 @@ from utils.files import locked
 @pytest.fixture(scope="module")
 def straight(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Finished run of two epochs."""
-    return train_program.train(config_of("irra", root, "train.epochs=2"), tmp_path_factory.mktemp("straight") / "run")
+    return training.train(config_of("irra", root, "train.epochs=2"), tmp_path_factory.mktemp("straight") / "run")
 
 
 @pytest.fixture
@@ -47,7 +48,7 @@ def test_a_second_writer_is_refused(run: Path, monkeypatch) -> None:
     monkeypatch.setattr(utils.files, "PATIENCE", 0.1)
     before = content_of(run)
     with locked(run), pytest.raises(ConfigError, match="another process writes to this run"):
-        train_program.resume(run, [])
+        training.resume(run, [])
     assert content_of(run) == before
 
 
@@ -75,11 +76,11 @@ def test_the_last_line_after_an_interruption_resumes(signal, status, run: Path, 
 def test_a_run_without_a_checkpoint_starts_from_the_beginning(root: Path, straight: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     create_run_folder(config_of("irra", root, "train.epochs=2"), run)  # and killed right after
-    train_program.resume(run, [])
+    training.resume(run, [])
     same_runs(straight, run)
     (run / "last.pt").unlink()
     with pytest.raises(CheckpointError, match="no such checkpoint"):
-        train_program.resume(run, [])  # would lose best.pt
+        training.resume(run, [])  # would lose best.pt
 
 
 @pytest.mark.parametrize(
@@ -88,7 +89,7 @@ def test_a_run_without_a_checkpoint_starts_from_the_beginning(root: Path, straig
 def test_a_damaged_config_is_read_from_the_checkpoint(damaged: bytes | None, run: Path, straight: Path) -> None:
     path = run / "config.yaml"
     path.unlink() if damaged is None else path.write_bytes(damaged)
-    train_program.resume(run, [])
+    training.resume(run, [])
     assert path.read_bytes() == (straight / "config.yaml").read_bytes()
     same_runs(straight, run)
 
@@ -99,7 +100,7 @@ def test_an_edited_config_is_another_experiment(edit: tuple[str, str], run: Path
     path.write_text(path.read_text().replace(*edit))
     before = content_of(run)
     with pytest.raises(ConfigError, match=rf"(?s)another experiment.*{edit[0].split(':')[0].strip()}: .* -> "):
-        train_program.resume(run, [])
+        training.resume(run, [])
     assert content_of(run) == before
 
 
@@ -107,26 +108,26 @@ def test_a_wrong_edit_is_no_damage(run: Path) -> None:
     path = run / "config.yaml"
     path.write_text(path.read_text().replace("epochs: 2", "epochs: two"))
     with pytest.raises(ConfigError, match=r"train\.epochs: must be an integer, got 'two'"):
-        train_program.resume(run, [])
+        training.resume(run, [])
 
 
 def test_changed_annotations_are_another_experiment(root: Path, straight: Path, run: Path, tmp_path: Path) -> None:
     shutil.copytree(root, tmp_path / "data")
     (file,) = (tmp_path / "data").glob("*/*.json")
     moved = [f"data.root={tmp_path / 'data'}"]
-    train_program.resume(run, moved)  # the same data elsewhere
+    training.resume(run, moved)  # the same data elsewhere
     rows = json.loads(file.read_text())
     rows[0]["captions"][0] += " again"
     file.write_text(json.dumps(rows))
     before = content_of(run)
     with pytest.raises(ConfigError, match=r"content of these files has changed since the run began: annotations"):
-        train_program.resume(run, moved)
+        training.resume(run, moved)
     assert content_of(run) == before
-    train_program.resume(run, moved, force=True)
+    training.resume(run, moved, force=True)
 
 
 def test_another_length_says_both_rates(run: Path) -> None:
-    train_program.resume(run, ["train.epochs=4"])
+    training.resume(run, ["train.epochs=4"])
     (line,) = re.findall(r"train\.epochs: 2 -> 4.*", (run / "train.log").read_text())
     rates = [json.loads(line)["lr"] for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert f"epoch 2 had {rates[1]:.2e}, epoch 3 has {rates[2]:.2e}" in line
@@ -135,7 +136,7 @@ def test_another_length_says_both_rates(run: Path) -> None:
 def test_a_length_that_is_passed_is_refused(run: Path) -> None:
     before = content_of(run)
     with pytest.raises(ConfigError, match=r"train\.epochs: must be more than the 2 epochs that .* completed, got 1"):
-        train_program.resume(run, ["train.epochs=1"])
+        training.resume(run, ["train.epochs=1"])
     assert content_of(run) == before
 
 
@@ -148,12 +149,12 @@ def test_an_evaluation_that_fails_does_not_cost_the_epoch(root: Path, straight: 
 
         patch.setattr(Trainer, "_evaluate", fails)
         with pytest.raises(TrainingError):
-            train_program.train(config_of("irra", root, "train.epochs=2"), run)
+            training.train(config_of("irra", root, "train.epochs=2"), run)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Trainer, "_train_epoch", lambda self, epoch: pytest.fail("the epoch is trained already"))
+        patch.setattr(Trainer, "_train_epoch", lambda self, *arguments: pytest.fail("the epoch is trained already"))
         die_after(patch, 1)
         with pytest.raises(Killed):
-            train_program.resume(run, [])
+            training.resume(run, [])
     assert load_config(run / "config.yaml").train.epochs == 2
-    train_program.resume(run, [])
+    training.resume(run, [])
     same_runs(straight, run)

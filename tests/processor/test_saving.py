@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-import train as train_program
 from model.objectives.matching import SDM
+from processor import training
 from processor.saving import floating
 from processor.trainer import Trainer
 from tests.helpers.configs import config_of
@@ -25,7 +25,7 @@ from utils.metrics import METRICS
     ],
 )
 def test_the_weights_that_are_kept(keep: str, names: list[str], root: Path, tmp_path: Path) -> None:
-    run = train_program.train(config_of("irra", root, "train.epochs=2", f"train.keep={keep}"), tmp_path / "run")
+    run = training.train(config_of("irra", root, "train.epochs=2", f"train.keep={keep}"), tmp_path / "run")
     assert sorted(path.name for path in run.glob("*.pt")) == names
     if keep == "all":
         last = load_checkpoint(run / "last.pt")["model"]
@@ -36,7 +36,7 @@ def test_the_weights_that_are_kept(keep: str, names: list[str], root: Path, tmp_
 
 @pytest.mark.parametrize("precision, dtype", [("bf16", torch.bfloat16), ("fp16", torch.float16)])
 def test_best_weights_in_half_precision(precision: str, dtype: torch.dtype, root: Path, tmp_path: Path) -> None:
-    run = train_program.train(config_of("irra", root, f"train.save_precision={precision}"), tmp_path / "run")
+    run = training.train(config_of("irra", root, f"train.save_precision={precision}"), tmp_path / "run")
     best, last = load_checkpoint(run / "best.pt")["model"], load_checkpoint(run / "last.pt")["model"]
     for name, value in last.items():
         assert torch.equal(best[name], value.to(dtype) if value.is_floating_point() else value)
@@ -57,7 +57,7 @@ def test_a_weight_that_would_overflow_stays_in_full_precision(root: Path, tmp_pa
         Trainer, "_evaluate", lambda self, epoch: {"val": {"R1": 1.0}, "test": dict.fromkeys(METRICS, 1.0)}
     )
     config = config_of("irra", root, "train.save_precision=fp16")
-    best = load_checkpoint(train_program.train(config, tmp_path / "run") / "best.pt")["model"]
+    best = load_checkpoint(training.train(config, tmp_path / "run") / "best.pt")["model"]
     assert {value.dtype for value in best.values()} >= {torch.float16, torch.float32}
     assert all(value.isfinite().all() for value in best.values() if value.is_floating_point())
 
@@ -78,14 +78,14 @@ def test_last_is_never_overwritten_by_what_is_not_finite(place: str, root: Path,
     monkeypatch.setattr(Trainer, "_save", broken)
     run = tmp_path / "run"
     with pytest.raises(TrainingError, match=r"1 of \d+ tensors of the model and its optimizer are not finite"):
-        train_program.train(config_of("irra", root, "train.epochs=2"), run)
+        training.train(config_of("irra", root, "train.epochs=2"), run)
     assert (run / "last.pt").read_bytes() == before[0]
 
 
 def test_a_loss_that_is_only_logged_may_be_nan(root: Path, tmp_path: Path, monkeypatch) -> None:
     forward = SDM.forward
     monkeypatch.setattr(SDM, "forward", lambda self, step: (forward(self, step)[0] * float("nan"), {}))
-    run = train_program.train(config_of("irra", root, "losses.sdm.weight=0"), tmp_path / "run")
+    run = training.train(config_of("irra", root, "losses.sdm.weight=0"), tmp_path / "run")
     assert load_checkpoint(run / "last.pt")["epoch"] == 1
 
 

@@ -8,13 +8,13 @@ import pytest
 import torch
 from torch import Tensor
 
-import train as train_program
 from configs.schema import Config
 from datasets.annotations import load_annotations
 from datasets.loaders import build_train_loader, data_tokenizer
 from datasets.transforms import build_transform
 from model.build import build_encoder, build_teacher
 from model.teacher import CachedTeacher, Teacher
+from processor import training
 from processor.teacher_cache import fill_cache
 from tests.helpers.configs import config_of, tiny_config
 from tests.helpers.loaders import fields_of
@@ -44,32 +44,32 @@ def test_the_cached_teacher_says_what_the_teacher_would(root: Path, teacher_run:
 
 def test_a_cached_run(root: Path, teacher_run: Path, tmp_path: Path) -> None:
     config = student_config(root, teacher_run, "teacher.cache=true", "train.epochs=2")
-    (line, last) = lines_of(train_program.train(config, tmp_path / "run"))
+    (line, last) = lines_of(training.train(config, tmp_path / "run"))
     assert 0 < last["distill_features_loss"] < 4
     noisy = student_config(root, teacher_run, "teacher.cache=true", "data.noise_rate=0.5")
-    run = train_program.train(noisy, tmp_path / "noisy")
+    run = training.train(noisy, tmp_path / "noisy")
     assert lines_of(run)[0]["distill_features_loss"] != line["distill_features_loss"]
 
 
 def test_a_plain_teacher_can_be_cached(root: Path, tmp_path: Path) -> None:
-    run = train_program.train(tiny_config("baseline", root), tmp_path / "run")
+    run = training.train(tiny_config("baseline", root), tmp_path / "run")
     config = student_config(root, run, "teacher.cache=true")
-    (line,) = lines_of(train_program.train(config, tmp_path / "student"))
+    (line,) = lines_of(training.train(config, tmp_path / "student"))
     assert line["distill_features_loss"] > 0
 
 
 def test_a_cache_needs_every_image(root: Path, teacher_run: Path, tmp_path: Path) -> None:
     config = student_config(root, teacher_run, "teacher.cache=true", "data.on_bad_image=skip")
     with pytest.raises(ConfigError, match=r"teacher\.cache: needs every training image"):
-        train_program.train(config, tmp_path / "run")
+        training.train(config, tmp_path / "run")
 
 
 @pytest.mark.parametrize("override", ["data.views=2", "data.text_levels=[sentence,word]"])
 def test_a_cache_is_of_one_view_and_one_text(override: str, root: Path, tmp_path: Path) -> None:
-    plain = train_program.train(tiny_config("baseline", root), tmp_path / "plain")
+    plain = training.train(tiny_config("baseline", root), tmp_path / "plain")
     config = student_config(root, plain, "teacher.cache=true", override)
     with pytest.raises(ConfigError, match=r"teacher\.cache: needs one view and one text per pair, got 2 rows"):
-        train_program.train(config, tmp_path / "run")
+        training.train(config, tmp_path / "run")
 
 
 # --- several processes ------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-import train as train_program
+from processor import training
 from processor.trackers import build_trackers, tracker_options
 from tests.helpers.configs import irra_config
 from utils.errors import ConfigError
@@ -68,7 +68,7 @@ def test_wandb_gets_numbers_texts_and_a_name_that_survives_a_resume(wandb_runs: 
 
 def test_a_run_reports_to_all_its_trackers(wandb_runs: list[FakeRun], tiny: list[str], tmp_path: Path) -> None:
     config = irra_config(tiny, "train.trackers=[tensorboard, wandb]", "train.epochs=2")
-    train_program.train(config, tmp_path / "run")
+    training.train(config, tmp_path / "run")
     (run,) = wandb_runs
     assert [step for _, step in run.logged] == [1, 2] and "sdm_loss" in run.logged[0][0]
     assert {"config", "results"} == set(run.summary) and run.finished
@@ -80,12 +80,12 @@ def test_trackers_are_closed_if_training_fails(
 ) -> None:
     monkeypatch.setattr("processor.trainer.backward", lambda *args, **kwargs: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        train_program.train(irra_config(tiny, "train.trackers=[wandb]"), tmp_path / "run")
+        training.train(irra_config(tiny, "train.trackers=[wandb]"), tmp_path / "run")
     assert wandb_runs[0].finished
 
 
 def test_no_tracker_writes_nothing(tiny: list[str], tmp_path: Path) -> None:
-    run = train_program.train(irra_config(tiny, "train.trackers=[]"), tmp_path / "run")
+    run = training.train(irra_config(tiny, "train.trackers=[]"), tmp_path / "run")
     assert not list(run.glob("events.*")) and (run / "metrics.jsonl").is_file()
 
 

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 import test as test_program
-import train as train_program
 from configs.schema import load_config
 from model.build import build_task
 from model.load import load_init
 from model.objectives.matching import SDM
 from model.task import RetrievalTask
+from processor import training
 from processor.evaluator import METRICS
 from processor.meters import Meters
 from processor.reporting import result_table
@@ -30,7 +30,7 @@ IVT = ROOT / "configs/ivt.yaml"
 
 def test_the_same_seed_gives_the_same_run_and_another_seed_another(tiny: list[str], tmp_path: Path) -> None:
     def weights(name: str, *overrides: str) -> dict[str, torch.Tensor]:
-        run = train_program.train(irra_config(tiny, *overrides), tmp_path / name)
+        run = training.train(irra_config(tiny, *overrides), tmp_path / name)
         return load_checkpoint(run / "last.pt")["model"]
 
     first, again, other = weights("a"), weights("b"), weights("c", "train.seed=2")
@@ -50,7 +50,7 @@ def test_the_same_seed_gives_the_same_run_and_another_seed_another(tiny: list[st
     ids=" ".join,
 )
 def test_options_of_the_loop_train(overrides: list[str], tiny: list[str], tmp_path: Path) -> None:
-    run = train_program.train(irra_config(tiny, *overrides), tmp_path / "run")
+    run = training.train(irra_config(tiny, *overrides), tmp_path / "run")
     (line,) = lines_of(run)
     assert line["loss"] > 0 and set(METRICS) == set(line["test"])
 
@@ -63,9 +63,9 @@ def test_compile_compiles_both_towers_and_trains(tiny: list[str], tmp_path: Path
         self._compiled_call_impl = torch.compile(self._call_impl, backend="eager")
 
     monkeypatch.setattr(torch.nn.Module, "compile", compile_without_code_generation)
-    run = train_program.train(irra_config(tiny, "train.compile=true", "train.ema=0.5"), tmp_path / "run")
+    run = training.train(irra_config(tiny, "train.compile=true", "train.ema=0.5"), tmp_path / "run")
     assert compiled == ["ImageTower", "TextTower"]
-    plain = train_program.train(irra_config(tiny), tmp_path / "plain")
+    plain = training.train(irra_config(tiny), tmp_path / "plain")
     assert load_checkpoint(run / "last.pt")["model"].keys() == load_checkpoint(plain / "last.pt")["model"].keys()
     assert lines_of(run)[0]["loss"] == pytest.approx(lines_of(plain)[0]["loss"], rel=1e-4)
 
@@ -78,7 +78,7 @@ def test_gradients_are_clipped_to_the_norm(tiny: list[str], tmp_path: Path, monk
         norms.append(float(torch.stack([p.grad.norm() for p in parameters]).norm()))
 
     monkeypatch.setattr(torch.optim.SGD, "step", record)
-    train_program.train(irra_config(tiny, "solver.optimizer=sgd", "train.clip_grad=0.25"), tmp_path / "run")
+    training.train(irra_config(tiny, "solver.optimizer=sgd", "train.clip_grad=0.25"), tmp_path / "run")
     assert len(norms) == 4 and norms == pytest.approx([0.25] * 4, rel=1e-3)
 
 
@@ -94,7 +94,7 @@ def test_a_loss_that_is_not_finite_stops_with_step_terms_and_images(
 
     monkeypatch.setattr(SDM, "forward", sometimes_nan)
     with pytest.raises(TrainingError) as caught:
-        train_program.train(irra_config(tiny, "train.epochs=3"), tmp_path / "run")
+        training.train(irra_config(tiny, "train.epochs=3"), tmp_path / "run")
     message = str(caught.value)
     assert message.startswith("step 7: the loss is not finite (loss = nan, sdm_loss = nan, id_loss = ")
     assert message.count(".jpg") >= 4
@@ -107,7 +107,7 @@ def test_no_step_reads_a_number_from_the_device(
 ) -> None:
     """Forbid host reads within a step, which would stall a GPU; only log lines may read."""
     inside = {"step": False}
-    forward = train_program.build_task.__globals__["RetrievalTask"].forward
+    forward = training.build_task.__globals__["RetrievalTask"].forward
 
     def watched(self, *batch):
         inside["step"] = True
@@ -130,7 +130,7 @@ def test_no_step_reads_a_number_from_the_device(
         monkeypatch.setattr(torch.Tensor, name, forbid(name))
     reads = []
     monkeypatch.setattr(Meters, "read", lambda self, read=Meters.read: reads.append(1) or read(self))
-    train_program.train(irra_config(tiny, "train.log_every=3"), tmp_path / "run")
+    training.train(irra_config(tiny, "train.log_every=3"), tmp_path / "run")
     assert len(reads) == 3  # two log lines (step 3 and the last), one record
 
 
@@ -169,7 +169,7 @@ def test_best_is_what_the_chosen_split_says(
 def test_the_log_counts_pairs_and_not_views(root: Path, tmp_path: Path) -> None:
     config = resolve(load_config(IVT, [*TINY_IVT, f"data.root={root}"]))
     loader_pairs = 8 * 2 * 2
-    run = train_program.train(config, tmp_path / "run")
+    run = training.train(config, tmp_path / "run")
     record = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
     assert record["samples_per_second"] * record["seconds"] == pytest.approx(loader_pairs, abs=8)
 
@@ -190,7 +190,7 @@ def history(root: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path,
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Trainer, "_update", recorded)
         more = ["train.ema=0.8", "train.epochs=3", "solver.lr=1e-3", "solver.eps=1e-6"]
-        train_program.train(config_of("irra", root, *more), run)
+        training.train(config_of("irra", root, *more), run)
     return run, weights
 
 
@@ -224,7 +224,7 @@ def test_it_is_evaluated_and_saved_beside(history, monkeypatch, capsys, root: Pa
 def test_training_does_not_see_it(history, root: Path, tmp_path: Path) -> None:
     _, weights = history
     plain = config_of("irra", root, "train.epochs=3", "solver.lr=1e-3", "solver.eps=1e-6")
-    train_program.train(plain, tmp_path / "plain")
+    training.train(plain, tmp_path / "plain")
     for name, value in load_checkpoint(tmp_path / "plain/last.pt")["model"].items():
         if name.startswith("encoder."):
             assert torch.equal(value, weights[-1][name.removeprefix("encoder.")])

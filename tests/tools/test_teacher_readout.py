@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-import train as train_program
+from processor import training
 from tests.helpers.configs import tiny_config
 from tests.helpers.programs import run_program
 from tools import teacher_readout
@@ -34,6 +34,6 @@ def test_the_read_out_ranks_one_view_of_each_person(
 def test_the_read_out_as_a_program(teacher_run: Path, root: Path, tmp_path: Path, monkeypatch, capsys) -> None:
     status, out, _ = run_program(teacher_readout.main, monkeypatch, capsys, "--run", teacher_run, "--split", "test")
     assert status == 0 and "one view, test" in out and "with support" in out
-    plain = train_program.train(tiny_config("baseline", root), tmp_path / "run")
+    plain = training.train(tiny_config("baseline", root), tmp_path / "run")
     status, out, _ = run_program(teacher_readout.main, monkeypatch, capsys, "--run", plain, "--split", "test")
     assert status == 0 and "plain" in out and "with support" not in out

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-import train as train_program
+from processor import training
 from tests.helpers.configs import config_of
 from tests.helpers.programs import evaluate, run_program
 from tools import trim_runs
@@ -17,7 +17,7 @@ from utils.errors import CheckpointError
 
 def test_finished_runs_are_trimmed_when_asked(root: Path, tmp_path: Path, monkeypatch, capsys) -> None:
     runs = tmp_path / "runs"
-    done = train_program.train(config_of("irra", root, "train.epochs=2"), runs / "a/done")
+    done = training.train(config_of("irra", root, "train.epochs=2"), runs / "a/done")
     unfinished = Path(shutil.copytree(done, runs / "unfinished"))
     lines = (unfinished / "metrics.jsonl").read_text().splitlines()
     (unfinished / "metrics.jsonl").write_text(lines[0] + "\n")
@@ -34,7 +34,7 @@ def test_finished_runs_are_trimmed_when_asked(root: Path, tmp_path: Path, monkey
     assert (done / "last.pt").stat().st_size < 0.5 * len(whole[done / "last.pt"])
     assert evaluate("--run", done) == metrics
     with pytest.raises(CheckpointError, match="has no training state to resume from"):
-        train_program.resume(done, [])
+        training.resume(done, [])
 
     run_program(trim_runs.main, monkeypatch, capsys, runs, "--apply", "--precision", "bf16")
     weights = load_checkpoint(done / "last.pt")["model"]

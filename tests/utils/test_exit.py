@@ -10,7 +10,7 @@ import train as train_program
 from tests.helpers.configs import ROOT
 from tests.helpers.programs import run_program
 from utils import exit as exit_
-from utils.exit import machine_fault
+from utils.faults import machine_fault
 
 
 def test_the_other_processes_let_the_first_one_speak(monkeypatch, capsys) -> None:
