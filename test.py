@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from configs.arguments import Parser
 from configs.schema import Config, InitConfig, load_config
 from datasets.annotations import Annotations, load_annotations
 from datasets.loaders import build_eval_loaders, data_tokenizer, worker_notes
@@ -28,7 +29,7 @@ NAMED = ("best", "last", "best_ema")  # checkpoints of a run
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Evaluate a run folder of train.py, or weights from elsewhere.")
+    parser = Parser(description="Evaluate a run folder of train.py, or weights from elsewhere.")
     model = parser.add_mutually_exclusive_group(required=True)
     model.add_argument("--run", type=expand, help="run folder")
     model.add_argument("--config", type=expand, help="YAML file; without --weights, evaluates the initial weights")

@@ -1,12 +1,12 @@
 """Train a method: `python train.py --config configs/irra.yaml --set train.epochs=30 losses.mlm=null`."""
 
-import argparse
 import contextlib
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from configs.arguments import Parser
 from configs.schema import Config, load_config
 from datasets.annotations import ADAPTERS, SPLITS, Annotations, load_annotations
 from datasets.loaders import (
@@ -45,7 +45,7 @@ from utils.version import VERSION
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Train a text-to-image person retrieval method from a YAML config.")
+    parser = Parser(description="Train a text-to-image person retrieval method from a YAML config.")
     action = parser.add_mutually_exclusive_group(required=True)
     action.add_argument("--config", type=expand, help="YAML file, for instance configs/irra.yaml")
     action.add_argument("--resume", type=expand, metavar="RUN", help="resume the run in this folder")

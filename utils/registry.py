@@ -25,7 +25,9 @@ def nearest(name: str, choices: Iterable[str]) -> str | None:
     spelt = {_plainly(choice): choice for choice in reversed(list(choices))}
     plain = _plainly(name[:80])
     begun = [choice for choice in spelt if plain and (choice.startswith(plain) or plain.startswith(f"{choice}_"))]
-    near = begun if len(begun) == 1 else difflib.get_close_matches(plain, spelt, n=1)
+    close = difflib.get_close_matches(plain, spelt, n=1)
+    alike = bool(close) and difflib.SequenceMatcher(None, plain, close[0]).ratio() > 0.8
+    near = begun if len(begun) == 1 and not alike else close
     return spelt[near[0]] if near else None
 
 
