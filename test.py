@@ -7,6 +7,7 @@ if __name__ == "__main__":
 
 import argparse
 
+from configs.arguments import Parser
 from configs.schema import load_config
 from utils.exit import exit_on_user_error
 from utils.launcher import one_process
@@ -29,7 +30,7 @@ def main() -> None:
 
 def parse_arguments() -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description="Evaluate a run folder of train.py, or weights from elsewhere.")
+    parser = Parser(description="Evaluate a run folder of train.py, or weights from elsewhere.")
     model = parser.add_mutually_exclusive_group(required=True)
     model.add_argument("--run", type=expand, help="run folder")
     model.add_argument("--config", type=expand, help="YAML file; without --weights, evaluates the initial weights")

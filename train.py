@@ -7,6 +7,7 @@ if __name__ == "__main__":
 
 import argparse
 
+from configs.arguments import Parser
 from configs.schema import load_config
 from utils.errors import ConfigError
 from utils.exit import exit_on_user_error
@@ -21,7 +22,7 @@ def main() -> None:
 
 def parse_arguments() -> argparse.Namespace:
     """The command line; `--help` and mistakes end the program before anything heavy is imported."""
-    parser = argparse.ArgumentParser(description="Train a text-to-image person retrieval method from a YAML config.")
+    parser = Parser(description="Train a text-to-image person retrieval method from a YAML config.")
     action = parser.add_mutually_exclusive_group(required=True)
     action.add_argument("--config", type=expand, help="YAML file, for instance configs/irra.yaml")
     action.add_argument("--resume", type=expand, metavar="RUN", help="resume the run in this folder")

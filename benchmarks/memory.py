@@ -1,12 +1,12 @@
 """Peak memory and time of a training step (forward and backward), in micro-batches and with checkpointing."""
 
-import argparse
 from collections.abc import Sequence
 
 import torch
 
 from benchmarks.common.profiling import in_fresh_process, measured
 from benchmarks.common.random_batch import random_batch
+from configs.arguments import Parser
 from configs.schema import Config, load_config
 from model.build import build_task
 from processor.gradient_cache import backward
@@ -65,7 +65,7 @@ def table(config_path: str, overrides: Sequence[str], size: int, counts: Sequenc
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = Parser(description=__doc__)
     parser.add_argument("--config", default="configs/baseline.yaml", help="default: configs/baseline.yaml")
     parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="override it")
     parser.add_argument("--batch", type=int, default=32, help="pairs in a step; default: 32")

@@ -18,6 +18,7 @@ from processor import training
 from processor.resolve import resolve
 from tests.helpers.configs import ROOT, TINY, irra_config, write_yaml
 from tests.helpers.programs import run_program
+from tools import ablate, teacher_readout
 from utils.errors import ConfigError, DataError
 
 
@@ -174,6 +175,13 @@ def test_interrupting_leaves_no_traceback(tiny: list[str], monkeypatch, capsys) 
     monkeypatch.setattr(training, "train", interrupted)
     arguments = ["--config", ROOT / "configs/irra.yaml", "--set", *tiny]
     assert run_program(train_program.main, monkeypatch, capsys, *arguments)[0] == 130
+
+
+def test_the_options_of_irra_lead_to_set_in_every_program(monkeypatch, capsys) -> None:
+    for main in (train_program.main, test_program.main, ablate.main, teacher_readout.main):
+        status, out, error = run_program(main, monkeypatch, capsys, "--batch_size", "8")
+        assert status == 2 and not out
+        assert error == "error: --batch_size: not an option of program; write --set data.batch_size=8\n"
 
 
 def test_help_names_every_option(monkeypatch, capsys) -> None:

@@ -1,6 +1,5 @@
 """Run an ablation from one YAML: train its rows at several seeds, then print a table of Best and Last."""
 
-import argparse
 import statistics
 import subprocess
 import sys
@@ -10,6 +9,7 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
+from configs.arguments import Parser
 from configs.schema import load_config
 from processor.reporting import best_record
 from processor.resolve import resolve
@@ -50,7 +50,7 @@ class Run:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = Parser(description=__doc__)
     parser.add_argument("ablation", type=expand, help="YAML file, for instance configs/ablations/noise.yaml")
     parser.add_argument("--seeds", nargs="+", type=int, help="replaces the file's seeds (default there: 1 2 3)")
     parser.add_argument("--runs", type=expand, help="parent of the run folders, replaces the file's")

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from configs.arguments import Parser
 from configs.schema import DataConfig
 from datasets.annotations import ADAPTERS, SPLITS, Adapter, Record, count_split
 from datasets.images import MISSING, read_header, read_image
@@ -56,7 +57,7 @@ class Report:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Find faults and oddities of data sets on disk.")
+    parser = Parser(description="Find faults and oddities of data sets on disk.")
     parser.add_argument("datasets", nargs="+", metavar="DATASET", help=f"any of {', '.join(ADAPTERS)}")
     parser.add_argument("--root", type=expand, default=Path("data"), help="the data root; default: data")
     parser.add_argument("--json", type=expand, metavar="FILE", help="also write the findings as JSON")

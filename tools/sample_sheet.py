@@ -1,6 +1,5 @@
 """Draw a sheet of synthetic pedestrians and captions: `python -m tools.sample_sheet --out docs/synthetic.png`."""
 
-import argparse
 import io
 import json
 import sys
@@ -11,6 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from configs.arguments import Parser
 from datasets.images import read_image
 from datasets.synthetic.render import render_dataset
 from utils.paths import expand
@@ -77,7 +77,7 @@ def small_png(sheet: Image.Image) -> bytes:
 
 def main(arguments: list[str] | None = None) -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = Parser(description=__doc__)
     parser.add_argument(
         "--root", type=expand, default=Path("data"), help="data root; the data set is rendered there if it is missing"
     )

@@ -3,12 +3,12 @@
 Support sets are chosen by identity, so the numbers with support use test labels: a sanity check, not a result.
 """
 
-import argparse
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 
+from configs.arguments import Parser
 from datasets.annotations import load_annotations
 from datasets.loaders import data_tokenizer
 from datasets.pairs import TrainPairs
@@ -29,7 +29,7 @@ from utils.paths import expand
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = Parser(description=__doc__)
     parser.add_argument("--run", type=expand, required=True, help="run folder; rows with support need a fusion")
     parser.add_argument("--split", default="train", choices=["train", "val", "test"], help="default: train")
     parser.add_argument("--checkpoint", default="last", choices=["last", "best"], help="default: last")

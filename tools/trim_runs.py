@@ -1,11 +1,11 @@
 """Free disk space of finished runs: `python -m tools.trim_runs runs` lists it, and `--apply` frees it."""
 
-import argparse
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from configs.arguments import Parser
 from processor.run_folder import finished
 from processor.saving import DTYPES, floating, in_precision
 from utils.checkpoint import load_checkpoint, save_checkpoint
@@ -17,7 +17,7 @@ from utils.paths import expand
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Drop the training state from last.pt of finished runs.")
+    parser = Parser(description="Drop the training state from last.pt of finished runs.")
     parser.add_argument("folder", type=expand, nargs="+", help="run folders, or folders that hold some")
     parser.add_argument("--apply", action="store_true", help="write the smaller files; default: list them only")
     parser.add_argument("--precision", choices=DTYPES, help="also store all weights in this precision")

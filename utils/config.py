@@ -12,10 +12,11 @@ from utils.convert import convert_fields, shortened
 from utils.errors import ConfigError
 from utils.options import check_bounds, schema_of
 from utils.paths import expand, in_full, why_not_a_file
-from utils.registry import Registry, did_you_mean
+from utils.registry import Registry, did_you_mean, listed, nearest
 from utils.yaml_text import MOST_LEVELS, read_yaml, settled, write_yaml
 
 T = TypeVar("T")
+SHIPPED = Path(__file__).resolve().parent.parent / "configs"
 MOST_BASES = 20  # files that a config is based on, one on another
 
 
@@ -169,7 +170,7 @@ def _file_layers(path: Path, seen: tuple[str, ...]) -> list[tuple[str, dict[str,
         layer = read_yaml(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         named_by = f" (named as 'base' in {seen[-1]})" if seen else ""
-        raise ConfigError(f"{in_full(path)}: no such config file{named_by}") from None
+        raise ConfigError(f"{in_full(path)}: no such config file{named_by}{_near_file(path)}") from None
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise ConfigError(f"{path}: {yaml_problem(error)}") from None
     if not isinstance(layer, dict):
@@ -182,15 +183,26 @@ def _file_layers(path: Path, seen: tuple[str, ...]) -> list[tuple[str, dict[str,
     return [*_file_layers(path.parent / expand(base), (*seen, os.path.realpath(path))), (str(path), layer)]
 
 
+def _near_file(path: Path) -> str:
+    """Remedy for a config file that is missing: the nearest one of its folder or of the configs that are shipped."""
+    shipped = SHIPPED.relative_to(Path.cwd()) if SHIPPED.is_relative_to(Path.cwd()) else SHIPPED
+    for folder in (path.parent, shipped):
+        found = {file.stem: file for file in sorted(folder.glob("*.yaml"))} if folder.is_dir() else {}
+        if near := nearest(path.stem, found):
+            return f"; did you mean '{found[near]}'?"
+    return f"; choose from {listed(found, path.stem)} in {shipped}"
+
+
 def _override_layer(text: str) -> tuple[str, dict[str, Any]]:
     key, equals, value = text.partition("=")
     source, names = f"--set {shortened(text)}", key.split(".")
     if not equals or not all(names) or len(names) > MOST_LEVELS:
-        raise ConfigError(f"{source}: must have the form key.subkey=value")
+        raise ConfigError(f"{source}: must have the form key.subkey=value, without spaces around '='")
     try:
         layer = read_yaml(value)
     except yaml.YAMLError as error:
-        raise ConfigError(f"{source}: {yaml_problem(error)}") from None
+        quoted = f"quote the option in the shell, as in --set '{shortened(key)}=[1, 2]'"
+        raise ConfigError(f"{source}: {yaml_problem(error)}; {quoted}") from None
     for name in reversed(names):
         layer = {name: layer}
     return source, layer

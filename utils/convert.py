@@ -1,19 +1,23 @@
 """Plain values of YAML -> values of declared types. Every error names the dotted path and the type in plain words."""
 
 import dataclasses
+import re
 import types
 import typing
 from collections.abc import Mapping
 from typing import Any, Literal
 
+import yaml
+
 from utils.errors import ConfigError
-from utils.options import REQUIRED, Option, option_of
+from utils.options import REQUIRED, Option, option_of, walk
 from utils.paths import expanded
-from utils.registry import did_you_mean
-from utils.yaml_text import Plain, encodable, meaning, settled, spelling
+from utils.registry import did_you_mean, listed, nearest
+from utils.yaml_text import Plain, encodable, meaning, read_yaml, settled, spelling
 
 UNIONS = (typing.Union, types.UnionType)
 WORDS = {int: "an integer", float: "a number", bool: "true or false", str: "a text", type(None): "null", list: "a list"}
+QUOTE_EACH = "; quote each text, as in ['a', 'b']"
 MOST_SHOWN = 80  # characters of a value in a message
 
 
@@ -36,7 +40,7 @@ def convert_fields(schema: type, data: Any, path: str, defaults: Any = None) -> 
     for key, value in data.items():
         where = f"{path}.{key}" if path else str(key)
         if key not in fields:
-            raise ConfigError(f"{shortened(where)}: unknown key; {did_you_mean(str(key), fields)}")
+            raise ConfigError(f"{shortened(where)}: unknown key; {_near(str(key), schema)}")
         values[key] = convert(value, hints[key], where, option_of(fields[key]), values[key])
     for name, value in values.items():
         if isinstance(value, str) and value == REQUIRED:
@@ -65,13 +69,18 @@ def convert(value: Any, hint: Any, path: str, declared: Option, default: Any = N
     if origin in UNIONS:
         return _convert_union(value, hint, path, declared)
     if origin is dict and isinstance(value, Mapping):
+        for key, item in value.items():
+            if typing.get_origin(arguments[1]) is dict and not isinstance(item, Mapping):
+                raise ConfigError(
+                    f"{path}.{key}: must be a mapping of options, got {_shown(item)}; write {{}} for none"
+                )
         given = {key: convert(item, arguments[1], f"{path}.{key}", declared) for key, item in value.items()}
         return {**default, **given} if isinstance(default, Mapping) else given
-    if origin in (list, tuple) and isinstance(value, list | tuple):
-        kinds = arguments if origin is tuple else arguments * len(value)
-        if len(kinds) == len(value):
-            items = zip(value, kinds, strict=True)
-            return origin(convert(item, kind, f"{path}[{n}]", declared) for n, (item, kind) in enumerate(items))
+    if origin in (list, tuple) and (entries := _items(value, origin)) is not None:
+        kinds = arguments if origin is tuple else arguments * len(entries)
+        if len(kinds) == len(entries):
+            pairs = zip(entries, kinds, strict=True)
+            return origin(convert(item, kind, f"{path}[{n}]", declared) for n, (item, kind) in enumerate(pairs))
     if origin is Literal and (text := _scalar(value, str)) in arguments:
         return text
     scalar = _scalar(value, hint)
@@ -92,10 +101,20 @@ def in_words(hint: Any) -> str:
     if origin in UNIONS:
         return " or ".join(in_words(argument) for argument in arguments)
     if origin is Literal:
-        return "one of " + ", ".join(map(str, arguments))
+        return f"one of {listed(map(str, arguments))}"
     if origin is tuple:
         return f"a list of {len(arguments)} {in_words(arguments[0]).split()[-1]}s"
     return "a mapping of options" if origin is dict else WORDS.get(origin or hint, str(hint))
+
+
+def _near(key: str, schema: type) -> str:
+    """The key that was meant: one of the schema, or the same key in one of its sections."""
+    elsewhere = [path for path, *_ in walk(schema) if path.endswith(f".{key}")]
+    return (
+        f"did you mean '{elsewhere[0]}'?"
+        if elsewhere
+        else did_you_mean(key, [f.name for f in dataclasses.fields(schema)])
+    )
 
 
 def _default(field: "dataclasses.Field[Any]") -> Any:
@@ -114,6 +133,25 @@ def _convert_union(value: Any, hint: Any, path: str, declared: Option) -> Any:
         except ConfigError:
             continue
     raise ConfigError(f"{path}: must be {in_words(hint)}, got {_shown(value)}{_fix(value, hint)}")
+
+
+def _items(value: Any, kind: type) -> list[Any] | None:
+    """The items of a list, also of one that is written without brackets; None for something else.
+
+    `a,b` reads as `[a,b]`, and a single text or number as a list of one. Tuples hold numbers alone, so `384x128` and
+    `(384, 128)` are two numbers.
+    """
+    if isinstance(value, list | tuple):
+        return list(value)
+    if kind is tuple and isinstance(value, str):
+        return [settled(Plain(item)) for item in re.split(r"\s*[,x]\s*|\s+", value.strip("() "))]
+    if isinstance(value, str) and "," in value:
+        try:
+            given = read_yaml(f"[{value}]")
+        except yaml.YAMLError:  # of a regular expression, for instance
+            return None
+        return given if isinstance(given, list) else None
+    return [value] if isinstance(value, str | bool | int | float) else None
 
 
 def _scalar(value: Any, hint: Any) -> Any:
@@ -145,10 +183,27 @@ def shortened(text: str) -> str:
 def _fix(value: Any, hint: Any) -> str:
     """The remedy for a frequent slip, to end the message with."""
     kinds = typing.get_args(hint) if typing.get_origin(hint) in UNIONS else (hint,)
+    forms = {typing.get_origin(kind): typing.get_args(kind) for kind in kinds}
     if value is None and str in kinds:
         return "; quote a text that reads null or ~"
-    if isinstance(value, str) and any(typing.get_origin(kind) in (list, tuple) for kind in kinds):
-        return f"; write [{value}]"
+    if tuple in forms:
+        return f"; write them with commas, such as {','.join('1234'[: len(forms[tuple])])}"
+    if list in forms:
+        return (
+            "; write [] for none"
+            if value is None
+            else f"; write [{_shown(value)}]"
+            if isinstance(value, Mapping)
+            else QUOTE_EACH
+        )
+    if dict in forms and value and isinstance(value, str | list):
+        names = [str(name) for name in (re.split(r"[+,\s]+", value) if isinstance(value, str) else value)]
+        several = typing.get_origin(forms[dict][1]) is dict
+        return (
+            f"; write {{{shortened(', '.join(f'{name}: {{}}' for name in names) if several else f'name: {names[0]}')}}}"
+        )
+    if Literal in forms and (near := nearest(str(value), map(str, forms[Literal]))):
+        return f"; did you mean '{near}'?"
     if isinstance(value, str) and {int, float} & set(kinds) and value.lstrip("+-")[:1].isdigit():
         return "; write decimal digits" + (", such as 1000" if int in kinds else ", such as 0.5 or 1e-4")
     return ""

@@ -7,13 +7,44 @@ from typing import Generic, TypeVar
 from utils.errors import ConfigError
 
 T = TypeVar("T")
+MOST_CHOICES = 6  # in a message
 
 
 def did_you_mean(name: str, choices: Iterable[str]) -> str:
-    """`did you mean 'x'?` if one of `choices` is close to `name`, else a list of all choices."""
+    """`did you mean 'x'?` if one of `choices` is close to `name`, else the nearest few of them."""
     choices = list(choices)
-    near = difflib.get_close_matches(name[:80], choices, n=1)
-    return f"did you mean '{near[0]}'?" if near else f"choose from {', '.join(choices) or 'nothing'}"
+    near = nearest(name, choices)
+    return f"did you mean '{near}'?" if near else f"choose from {listed(choices, name)}"
+
+
+def nearest(name: str, choices: Iterable[str]) -> str | None:
+    """The choice that is close to `name`, or alone begins with it; None if there is none. Case and hyphens may differ.
+
+    `CUHK` is close to `cuhk_pedes`, for instance.
+    """
+    spelt = {_plainly(choice): choice for choice in reversed(list(choices))}
+    plain = _plainly(name[:80])
+    begun = [choice for choice in spelt if plain and (choice.startswith(plain) or plain.startswith(f"{choice}_"))]
+    close = difflib.get_close_matches(plain, spelt, n=1)
+    alike = bool(close) and difflib.SequenceMatcher(None, plain, close[0]).ratio() > 0.8
+    near = begun if len(begun) == 1 and not alike else close
+    return spelt[near[0]] if near else None
+
+
+def listed(choices: Iterable[str], name: str = "") -> str:
+    """The choices for a message; of a long list, those most like `name` and the number of the others."""
+    choices = list(choices)
+    if len(choices) <= MOST_CHOICES:
+        return ", ".join(choices) or "nothing"
+    likeness = {
+        choice: difflib.SequenceMatcher(None, _plainly(name[:80]), _plainly(choice)).ratio() for choice in choices
+    }
+    few = sorted(choices, key=lambda choice: -likeness[choice])[:MOST_CHOICES]
+    return f"{', '.join(few)} and {len(choices) - MOST_CHOICES} others"
+
+
+def _plainly(name: str) -> str:
+    return name.lower().replace("-", "_").replace(" ", "_")
 
 
 class Registry(Generic[T]):

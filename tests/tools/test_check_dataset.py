@@ -306,7 +306,7 @@ def test_without_a_tokenizer_long_captions_are_not_counted(run, tmp_path: Path) 
 MISTAKES = {
     "name": (["cuhk_pedess"], 1, "error: data set: unknown data set 'cuhk_pedess'; did you mean 'cuhk_pedes'?"),
     "json": (["cuhk_pedes", "--json", "/no/such/file.json"], 1, "error: --json /no/such/file.json: cannot be written"),
-    "workers": (["cuhk_pedes", "--workers", "0"], 2, "argument --workers: must be at least 1, got 0"),
+    "workers": (["cuhk_pedes", "--workers", "0"], 2, "error: --workers: must be at least 1, got 0"),
 }
 
 

@@ -86,6 +86,18 @@ def test_a_missing_file_is_named() -> None:
         load_config("configs/ira.yaml")
 
 
+@pytest.mark.parametrize(
+    "name", ["irra", "ira", "IRRA.yaml", "irra.yml", "configs/ira.yaml", "config/irra.yaml", "/no/irra"]
+)
+def test_the_nearest_config_is_named(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for folder, shown in ((ROOT, "configs"), (tmp_path, f"{ROOT}/configs")):
+        monkeypatch.chdir(folder)
+        with pytest.raises(ConfigError, match=rf"no such config file; did you mean '{shown}/irra\.yaml'\?"):
+            load_config(name)
+    with pytest.raises(ConfigError, match=r"choose from .* and \d+ others in .*configs"):
+        load_config("zzz")
+
+
 def test_pipes_and_devices_are_no_configs(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "a.yaml")
     write_yaml(tmp_path, "b.yaml", "base: a.yaml")

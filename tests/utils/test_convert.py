@@ -40,6 +40,8 @@ class Types:
     names: list[str] = option([])
     inner: Inner = Inner(size=5, word="b")
     many: list[Inner] = option([])
+    parts: dict[str, dict[str, Any]] = option({})
+    named: dict[str, Any] = option({})
     free: Any = None
     place: str | None = option(None, path=True)
 
@@ -71,6 +73,17 @@ def test_values_that_fit() -> None:
     assert taken("{inner: {size: 4}, many: [{size: 4}]}") == Types(inner=Inner(4, "b"), many=[Inner(4, "a")])
 
 
+@pytest.mark.parametrize("text", ["3,4", "'3,4'", "3, 4", "3x4", "(3, 4)", "3 4", "[3, 4]"])
+def test_tuples_need_no_brackets(text: str) -> None:
+    assert taken(f"pair: {text}").pair == (3, 4)
+    assert taken(f"one_or_two: {text}").one_or_two == (3.0, 4.0)
+
+
+@pytest.mark.parametrize("text, names", [("a,b", ["a", "b"]), ("a", ["a"]), ("a b", ["a b"]), ("1,2e0", ["1", "2e0"])])
+def test_lists_need_no_brackets_and_texts_keep_their_commas(text: str, names: list[str]) -> None:
+    assert taken(f"{{names: '{text}', text: '{text}', maybe: '{text}'}}") == Types(text, names=names, maybe=text)
+
+
 @pytest.mark.parametrize(
     "text, message",
     [
@@ -87,14 +100,27 @@ def test_values_that_fit() -> None:
         ("rate: [1]", "rate: must be a number, got [1]"),
         ("flag: yes", "flag: must be true or false, got 'yes'"),
         ("flag: 1", "flag: must be true or false, got 1"),
-        ("kind: onn", "kind: must be one of on, off, got 'onn'"),
+        ("kind: onn", "kind: must be one of on, off, got 'onn'; did you mean 'on'?"),
+        ("kind: maybe", "kind: must be one of on, off, got 'maybe'"),
         ("text: null", "text: must be a text, got null; quote a text that reads null or ~"),
         ("text: [a]", "text: must be a text, got ['a']"),
         ("maybe: {a: 1}", "maybe: must be a text or null, got {'a': 1}"),
-        ("one_or_two: [1]", "one_or_two: must be a number or a list of 2 numbers, got [1]"),
-        ("pair: 3,4", "pair: must be a list of 2 integers, got '3,4'; write [3,4]"),
+        (
+            "one_or_two: [1]",
+            "one_or_two: must be a number or a list of 2 numbers, got [1]; write them with commas, such as 1,2",
+        ),
+        ("pair: 3", "pair: must be a list of 2 integers, got 3; write them with commas, such as 1,2"),
+        ("pair: '3,4,5'", "pair: must be a list of 2 integers, got '3,4,5'; write them with commas, such as 1,2"),
         ("pair: [3, x]", "pair[1]: must be an integer, got 'x'"),
-        ("names: a", "names: must be a list, got 'a'; write [a]"),
+        ("names: null", "names: must be a list, got null; write [] for none"),
+        ("names: {a: 1}", "names: must be a list, got {'a': 1}; write [{'a': 1}]"),
+        ("names: 'a{1,2}'", "names: must be a list, got 'a{1,2}'; quote each text, as in ['a', 'b']"),
+        ("parts: 3", "parts: must be a mapping of options, got 3"),
+        ("parts: a+b", "parts: must be a mapping of options, got 'a+b'; write {a: {}, b: {}}"),
+        ("parts: [a]", "parts: must be a mapping of options, got ['a']; write {a: {}}"),
+        ("parts: {a: 3}", "parts.a: must be a mapping of options, got 3; write {} for none"),
+        ("named: a", "named: must be a mapping of options, got 'a'; write {name: a}"),
+        ("size: 3", "size: unknown key; did you mean 'inner.size'?"),
         ("inner: 3", "inner: must be a mapping of options, got 3"),
         ("inner: {sise: 3}", "inner.sise: unknown key; did you mean 'size'?"),
         ("many: [{size: x}]", "many[0].size: must be an integer, got 'x'"),
