@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import io
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +38,7 @@ from utils.config import to_yaml
 from utils.distributed import describe_device, end_processes, first_alone, rank, start_processes
 from utils.errors import ConfigError, DataError
 from utils.exit import exit_on_user_error
+from utils.files import write_bytes
 from utils.launcher import adopt_launcher
 from utils.logger import LOGGER
 from utils.paths import expand, in_full
@@ -190,7 +192,9 @@ def build_loaders(
 
 def save_noise(noise: Index, run: Path) -> None:
     """Save the source pair of every training caption as `noise.npy` in the run folder."""
-    np.save(run / "noise.npy", noise)
+    content = io.BytesIO()  # into a file, NumPy writes without the error number of a full disk
+    np.save(content, noise)
+    write_bytes(run / "noise.npy", content.getvalue())
     moved = int((noise != np.arange(len(noise))).sum())
     LOGGER.info("noise replaced %d of %d training captions, see noise.npy", moved, len(noise))
 

@@ -1,7 +1,6 @@
 """Clean exits: a message in place of a traceback for users' mistakes and faults of the machine."""
 
 import contextlib
-import errno
 import os
 import signal
 import sys
@@ -10,18 +9,14 @@ import time
 from collections.abc import Iterator
 from types import FrameType
 
-import torch
-
 from utils.console import open_console
 from utils.distributed import env_rank
 from utils.errors import ConfigError, UserError
-from utils.launcher import number_in
+from utils.faults import behind, machine_fault, report_of_thread
 from utils.paths import expanded
-from utils.watchdog import workers
 from utils.yaml_text import encodable
 
 OTHERS_WAIT = 5  # seconds that other processes than the first wait before they print their error
-DISK_FAULTS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
 
 
 @contextlib.contextmanager
@@ -31,6 +26,7 @@ def exit_on_user_error() -> Iterator[None]:
     Notes of the exception follow the message, so that they are the last lines on the screen.
     """
     open_console()
+    threading.excepthook = report_of_thread
     end_on_sigterm()
     try:
         check_arguments()
@@ -40,7 +36,7 @@ def exit_on_user_error() -> Iterator[None]:
         print("\n".join([str(error) or "interrupted", *notes(error)]), file=sys.stderr)
         sys.exit(143 if isinstance(error, Terminated) else 130)
     except Exception as error:
-        message = str(error) if isinstance(error, UserError) else machine_fault(error)
+        message = _of_user(error) if isinstance(error, UserError) else machine_fault(error)
         if message is None:
             raise
         # If all processes meet the same error, the first one prints it, and torchrun ends the others.
@@ -49,6 +45,12 @@ def exit_on_user_error() -> Iterator[None]:
         prefix = "error" if number == 0 else f"error (process {number})"
         print("\n".join([f"{prefix}: {message}", *notes(error)]), file=sys.stderr)
         sys.exit(1)
+
+
+def _of_user(error: UserError) -> str:
+    """The error's message; after the shortage that made a good file look bad, if there was one."""
+    found = behind(error)
+    return str(error) if found is None else f"{found}\n{error}"
 
 
 def check_arguments() -> None:
@@ -79,32 +81,3 @@ def end_on_sigterm() -> None:
 def notes(error: BaseException) -> list[str]:
     """Notes that `add_note` has put on an exception."""
     return list(getattr(error, "__notes__", []))
-
-
-def machine_fault(error: Exception) -> str | None:
-    """Message for full memory, a full disk or a killed process; None for other errors."""
-    text = (str(error).splitlines() or [""])[0]
-    if isinstance(error, torch.OutOfMemoryError):
-        return (
-            f"out of device memory ({text}); set train.accumulate=4 or model.image.checkpointing=true, which train the "
-            "same with less memory, or lower data.batch_size or eval.batch_size"
-        )
-    if isinstance(error, OSError) and error.errno in DISK_FAULTS:
-        return f"{error.filename or 'a file'}: {error.strerror}; earlier checkpoints are intact"
-    if isinstance(error, RuntimeError) and text.startswith("DataLoader worker"):
-        return (
-            f"a data loading worker died, perhaps for lack of memory ({text}); use fewer workers, for instance "
-            "--set data.workers=1"
-        )
-    if isinstance(error, RuntimeError) and text.startswith("DataLoader timed out"):
-        states = "; ".join(f"{who}: {problem or 'at work'}" for who, problem in workers())
-        return (
-            f"no batch for data.timeout seconds ({states}); look for a slow or dead disk, raise data.timeout, or set "
-            "data.workers=0 to see the file that hangs"
-        )
-    several = number_in(os.environ, "WORLD_SIZE") > 1  # known before the processes have met
-    if isinstance(error, RuntimeError) and several and ("Timed out" in text or "timed out" in text):
-        return f"another process did not answer for train.timeout seconds ({text}); see the warnings above"
-    if isinstance(error, RuntimeError) and several and ("closed by peer" in text or "reset by peer" in text):
-        return "another process ended, see its message; resume from the last checkpoint with train.py --resume RUN"
-    return None

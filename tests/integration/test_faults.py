@@ -17,7 +17,7 @@ from tests.helpers.configs import config_of
 from tests.helpers.processes import together
 from tests.helpers.programs import run_program
 from utils.checkpoint import load_checkpoint, save_checkpoint
-from utils.exit import machine_fault
+from utils.faults import machine_fault
 from utils.logger import LOGGER
 
 

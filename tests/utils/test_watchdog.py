@@ -15,7 +15,7 @@ import utils.watchdog as watchdog
 from datasets.loaders import eval_loader
 from tests.helpers.processes import together
 from utils.distributed import rank, start_processes
-from utils.exit import machine_fault
+from utils.faults import machine_fault
 from utils.watchdog import Watchdog, workers
 
 
