@@ -9,7 +9,8 @@ import torch
 from PIL import ExifTags, Image, UnidentifiedImageError
 from PIL.TiffImagePlugin import BITSPERSAMPLE, PHOTOMETRIC_INTERPRETATION, TiffImageFile
 
-from utils.errors import DataError
+from utils.errors import DataError, first_line
+from utils.faults import HANDLES
 from utils.paths import in_full, why_not_a_file
 
 MISSING = "no such image"
@@ -98,7 +99,9 @@ def _opened(path: str) -> Iterator[Image.Image]:
             f"{in_full(path)}: unreadable image (no {', '.join(FORMATS[:-1])} or {FORMATS[-1]} by its content)"
         ) from None
     except Exception as error:  # PIL's decoders raise errors of many types on damaged files
-        raise DataError(f"{in_full(path)}: unreadable image ({error})") from None
+        if isinstance(error, OSError) and error.errno in HANDLES:  # the file may be fine
+            raise
+        raise DataError(f"{in_full(path)}: unreadable image ({first_line(error)})") from None
 
 
 def _orientation(image: Image.Image) -> int:

@@ -3,10 +3,12 @@
 import os
 import sys
 from collections.abc import Callable, Collection, Iterator, Sequence
+from multiprocessing.queues import Queue
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from torch._utils import ExceptionWrapper
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from configs.schema import DataConfig
@@ -15,11 +17,12 @@ from datasets.collate import Collate
 from datasets.images import Images
 from datasets.pairs import GalleryImages, QueryCaptions, TrainPairs
 from datasets.samplers import IdentityBatches, LocalMicroBatches, RandomBatches
+from datasets.shared_memory import require_shared_memory
 from datasets.text.levels import check_levels
 from datasets.text.tokenizers import TextTokenizer, build_tokenizer
 from datasets.transforms import build_transform
 from utils.batch import Batch, MicroBatch
-from utils.distributed import local_processes
+from utils.distributed import local_processes, world_size
 from utils.errors import ConfigError
 from utils.sharding import local_slice, shard_sizes, split_batch
 from utils.signals import leave_signals_to_main
@@ -127,6 +130,15 @@ def build_train_loader(
     pairs = TrainPairs(annotations.train, annotations.train_labels, transform, tokenizer, fields, seed, config)
     batches = build_batches(config, [pair.record.pid for pair in pairs.pairs], seed)
     workers = num_workers(config)
+    per_pair = pairs.rows_per_pair + (config.support_images if "support_images" in fields else 0)
+    local_pairs, parts = -(-len(pairs) // world_size()), world_size() * micro_batches
+    require_shared_memory(
+        config,
+        workers=workers,
+        images=-(-config.batch_size // parts) * per_pair,
+        total=local_pairs * per_pair,
+        held=micro_batches,
+    )
 
     def load(batches: Sampler[list[int]]) -> DataLoader[Batch]:
         return data_loader(
@@ -157,11 +169,20 @@ def build_eval_loaders(
     skip = config.on_bad_image == "skip"
     gallery = GalleryImages(local, build_transform(config, train=False), skip_bad_images=skip)
     return EvalLoaders(
-        eval_loader(gallery, batch_size, pin_memory=pin_memory, workers=num_workers(config), timeout=config.timeout),
+        gallery_loader(config, gallery, batch_size, pin_memory=pin_memory),
         eval_loader(QueryCaptions(local, tokenizer), batch_size, pin_memory=pin_memory),
         gallery.images,
         records,
     )
+
+
+def gallery_loader(
+    config: DataConfig, gallery: GalleryImages, batch_size: int, *, pin_memory: bool = False
+) -> DataLoader[Batch]:
+    """Batches of images in order; raises `ConfigError` if the workers have too little shared memory for them."""
+    workers = num_workers(config)
+    require_shared_memory(config, workers=workers, images=batch_size, total=len(gallery))
+    return eval_loader(gallery, batch_size, pin_memory=pin_memory, workers=workers, timeout=config.timeout)
 
 
 def eval_loader(
@@ -186,9 +207,20 @@ def data_loader(dataset: Dataset[Any], *, workers: int, timeout: float, **option
 
 
 def leave_to_main(worker: int) -> None:
-    """Leave signals and errors to the main process: if it is interrupted, it closes the connection to a worker."""
+    """Leave signals and errors to the main process.
+
+    A batch that it cannot send, for instance because shared memory is full, would be lost, and waited for. Its error is
+    sent instead. Python keeps `_on_queue_feeder_error` for this purpose.
+    """
     leave_signals_to_main()
-    sys.excepthook = lambda *error: None  # exceptions of the data set reach the main process another way
+    Queue._on_queue_feeder_error = send_error  # type: ignore[attr-defined]
+    sys.excepthook = lambda *error: None  # an interrupted main process closes the connection
+
+
+def send_error(queue: "Queue[Any]", error: Exception, sent: Sequence[Any]) -> None:
+    """Send the error of a batch, `sent`, in its place; torch raises it in the main process."""
+    where = f"in DataLoader worker process {os.getpid()}"
+    queue.put((sent[0], ExceptionWrapper((type(error), error, error.__traceback__), where)))
 
 
 def data_tokenizer(config: DataConfig, folder: Path, *, most: int, kinds: Collection[str] = ("clip",)) -> TextTokenizer:

@@ -63,7 +63,11 @@ def create_run_folder(config: Config, run: Path | None) -> Path:
             run = _named_folder(config)
         else:
             run.mkdir(parents=True)
-        write_text(run / "config.yaml", to_yaml(config))
+        try:
+            write_text(run / "config.yaml", to_yaml(config))
+        except OSError:
+            run.rmdir()
+            raise
     except FileExistsError:
         raise ConfigError(f"{run}: run folder exists already; name another with --run") from None
     except OSError as error:

@@ -4,7 +4,7 @@ import torch
 
 from configs.schema import Config
 from datasets.collate import longest
-from datasets.loaders import eval_loader, num_workers
+from datasets.loaders import gallery_loader
 from datasets.pairs import GalleryImages, TrainPairs
 from datasets.transforms import build_transform
 from model.teacher import CachedTeacher
@@ -36,7 +36,7 @@ def fill_cache(teacher: CachedTeacher, pairs: TrainPairs, config: Config, device
     records = list({pair.record.image_path: pair.record for pair in pairs.pairs}.values())  # each image once
     images, captions = shard_sizes(len(records)), shard_sizes(len(pairs))
     local = GalleryImages(records[local_slice(images)], build_transform(config.data, train=False))
-    loader = eval_loader(local, config.eval.batch_size, workers=num_workers(config.data), timeout=config.data.timeout)
+    loader = gallery_loader(config.data, local, config.eval.batch_size)
     texts = [pair.caption for pair in pairs.pairs[local_slice(captions)]]
     image_rows, caption_rows = [], []
     with autocast(device, config.train.precision):

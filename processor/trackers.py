@@ -4,14 +4,19 @@ import hashlib
 import importlib.util
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, TypeVar
 
 from torch.utils.tensorboard import SummaryWriter
 
 from utils.config import named_options
-from utils.errors import ConfigError
+from utils.errors import ConfigError, first_line
+from utils.faults import disk_fault, shortage
+from utils.logger import LOGGER
 from utils.registry import Registry
+
+Result = TypeVar("Result")
 
 
 class Tracker(ABC):
@@ -94,6 +99,40 @@ class WeightsAndBiases(Tracker):
         self.run.finish()
 
 
+class Guarded(Tracker):
+    """A tracker whose failure stops no training: a warning reports the first one, and nothing is logged after it.
+
+    Args:
+        name: its name in `train.trackers`.
+        build: constructor without arguments.
+    """
+
+    def __init__(self, name: str, build: Callable[[], Tracker]) -> None:
+        self.name = name
+        self.tracker: Tracker | None = self._tried(build)
+
+    def log(self, record: Mapping[str, Any]) -> None:
+        if self.tracker is not None:
+            self._tried(partial(self.tracker.log, record))
+
+    def log_text(self, name: str, text: str) -> None:
+        if self.tracker is not None:
+            self._tried(partial(self.tracker.log_text, name, text))
+
+    def close(self) -> None:
+        if self.tracker is not None:
+            self._tried(self.tracker.close)
+
+    def _tried(self, call: Callable[[], Result]) -> Result | None:
+        try:
+            return call()
+        except Exception as error:  # a tracker may need a disk, a network or an account
+            self.tracker = None
+            reason = disk_fault(error) or shortage(error) or f"{type(error).__name__}: {first_line(error)}"
+            LOGGER.warning("train.trackers: %s failed, and training continues without it (%s)", self.name, reason)
+            return None
+
+
 def flatten(record: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
     """(tag, number) of every number of a record; nested ones are named `val/R1`."""
     for name, value in record.items():
@@ -125,8 +164,8 @@ def build_trackers(trackers: Sequence[Any], run: Path, epoch: int) -> list[Track
         run: run folder.
         epoch: the epoch to begin or resume with.
     """
-    built = []
+    built: list[Tracker] = []
     for name, options in named_options(trackers, TRACKERS, "train.trackers"):
         constructor: Callable[..., Tracker] = TRACKERS.get(name, "train.trackers")
-        built.append(constructor(run, epoch, **options))
+        built.append(Guarded(name, partial(constructor, run, epoch, **options)))
     return built

@@ -1,6 +1,7 @@
 """Training from a config: build everything in order, check the inputs, fit."""
 
 import contextlib
+import io
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +33,7 @@ from solver.optimizer import build_optimizer
 from solver.schedule import schedule_notes
 from utils.distributed import describe_device, first_alone, rank, start_processes
 from utils.errors import ConfigError, DataError
+from utils.files import write_bytes
 from utils.logger import LOGGER
 from utils.paths import in_full
 from utils.seed import seed_everything, seed_process
@@ -144,6 +146,8 @@ def build_loaders(
 
 def save_noise(noise: Index, run: Path) -> None:
     """Save the source pair of every training caption as `noise.npy` in the run folder."""
-    np.save(run / "noise.npy", noise)
+    content = io.BytesIO()  # into a file, NumPy writes without the error number of a full disk
+    np.save(content, noise)
+    write_bytes(run / "noise.npy", content.getvalue())
     moved = int((noise != np.arange(len(noise))).sum())
     LOGGER.info("noise replaced %d of %d training captions, see noise.npy", moved, len(noise))

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from utils.errors import CheckpointError, first_line
+from utils.faults import disk_fault
 from utils.files import replacing
 from utils.integrity import check_intact, seal
 from utils.paths import in_full
@@ -33,8 +34,10 @@ def save_checkpoint(path: str | Path, content: Mapping[str, Any]) -> None:
         with replacing(path) as file:
             torch.save(dict(content), file)
             seal(file)
-    except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
-        raise CheckpointError(f"{path}: cannot be written ({error})") from None
+    except (OSError, RuntimeError) as error:
+        if (fault := disk_fault(error)) is None:  # for instance a killed worker, whose signal may arrive here
+            raise
+        raise CheckpointError(f"{path}: cannot be written ({fault})") from None
 
 
 def load_checkpoint(path: str | Path) -> dict[str, Any]:

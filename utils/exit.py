@@ -2,11 +2,13 @@
 
 import contextlib
 import sys
+import threading
 import time
 from collections.abc import Iterator
 
 from utils.console import open_console
 from utils.errors import ConfigError, UserError
+from utils.faults import behind, machine_fault, report_of_thread
 from utils.launcher import env_rank
 from utils.paths import expanded
 from utils.signals import Interrupted, signals_raise
@@ -24,6 +26,7 @@ def exit_on_user_error() -> Iterator[None]:
     with signals_raise():
         try:
             open_console()
+            threading.excepthook = report_of_thread
             check_arguments()
             yield
             sys.stdout.flush()
@@ -31,7 +34,7 @@ def exit_on_user_error() -> Iterator[None]:
             print("\n".join([str(error) or "interrupted", *notes(error)]), file=sys.stderr)
             sys.exit(error.status if isinstance(error, Interrupted) else 130)
         except Exception as error:
-            message = str(error) if isinstance(error, UserError) else _machine_fault(error)
+            message = _of_user(error) if isinstance(error, UserError) else machine_fault(error)
             if message is None:
                 raise
             # If all processes meet the same error, the first one prints it, and torchrun ends the others.
@@ -42,10 +45,10 @@ def exit_on_user_error() -> Iterator[None]:
             sys.exit(1)
 
 
-def _machine_fault(error: Exception) -> str | None:
-    from utils.faults import machine_fault  # imports PyTorch, which takes seconds
-
-    return machine_fault(error)
+def _of_user(error: UserError) -> str:
+    """The error's message; after the shortage that made a good file look bad, if there was one."""
+    found = behind(error)
+    return str(error) if found is None else f"{found}\n{error}"
 
 
 def check_arguments() -> None:

@@ -12,6 +12,7 @@ from filelock import FileLock, Timeout
 
 from utils.errors import ConfigError
 from utils.logger import LOGGER
+from utils.paths import naming
 
 LOCK = ".lock"
 PATIENCE = 10.0  # seconds to wait for a lock: data loading workers outlive a killed process by up to five
@@ -27,23 +28,29 @@ def replacing(path: str | Path) -> Iterator[IO[bytes]]:
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
     flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
-    descriptor = os.open(temporary, flags, 0o666)
-    try:
-        with open(descriptor, "w+b") as file:
-            yield file
-            file.flush()
-            os.fsync(descriptor)
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise
+    with naming(path):
+        descriptor = os.open(temporary, flags, 0o666)
+        try:
+            with open(descriptor, "w+b") as file:
+                yield file
+                file.flush()
+                os.fsync(descriptor)
+            os.replace(temporary, path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            raise
 
 
 def write_text(path: str | Path, text: str) -> None:
     """Write a text file in place of an existing one, as `replacing` does."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: str | Path, content: bytes) -> None:
+    """Write a file in place of an existing one, as `replacing` does."""
     with replacing(path) as file:
-        file.write(text.encode())
+        file.write(content)
 
 
 @contextlib.contextmanager

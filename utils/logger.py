@@ -10,6 +10,7 @@ from typing import Any
 from tqdm import tqdm
 
 from utils.distributed import rank
+from utils.paths import naming
 
 LOGGER = logging.getLogger("tipr")
 
@@ -79,5 +80,5 @@ def json_line(record: Mapping[str, Any]) -> str:
 
 def append_json_line(path: Path, record: Mapping[str, Any]) -> None:
     """Append a line to a .jsonl file."""
-    with open(path, "a", encoding="utf-8") as file:
+    with naming(path), open(path, "a", encoding="utf-8") as file:
         file.write(json_line(record))

@@ -1,7 +1,9 @@
 """Paths that users write: expansion, messages about them, and files that no program should open."""
 
+import contextlib
 import os
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 
 KINDS = (
@@ -49,3 +51,14 @@ def why_not_a_file(path: str | Path) -> str | None:
     except (OSError, ValueError):  # ValueError: a null byte, or a letter that the file system lacks
         return None
     return next((kind for is_kind, kind in KINDS if is_kind(mode)), None)
+
+
+@contextlib.contextmanager
+def naming(path: str | Path) -> Iterator[None]:
+    """Name the file in an `OSError` of the body: those of writing have no name, and a temporary one says nothing."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None:
+            error.filename = str(path)
+        raise

@@ -18,6 +18,7 @@ from datasets.synthetic.captions import Caption, describe
 from datasets.synthetic.pedestrian import draw
 from datasets.synthetic.people import Identity, Rng, View, random_identity, random_view
 from datasets.text.tokenizers import train_tokenizer
+from utils.paths import naming
 
 FOLDER = "SyntheticPEDES"
 Row = dict[str, Any]
@@ -92,7 +93,8 @@ def render_dataset(
     try:
         splits = [name.removesuffix("_ids") for name, count in counts.items() for _ in range(count)]
         render = partial(render_identity, folder=draft, seed=seed, images=images_per_id, captions=captions_per_image)
-        _write(draft, render, splits)
+        with naming(folder):
+            _write(draft, render, splits)
         _publish(draft, folder)
     finally:
         shutil.rmtree(draft, ignore_errors=True)

@@ -155,7 +155,7 @@ def train_tokenizer(captions: Iterable[str], folder: Path, *, vocab_size: int = 
     finished = Tokenizer(models.BPE(vocab=vocab, merges=merges, end_of_word_suffix=END_OF_WORD))
     finished.pre_tokenizer = _pre_tokenizer()
     folder.mkdir(parents=True)
-    finished.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer.json").write_text(finished.to_str(pretty=True), encoding="utf-8")
     settings = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": START, "eos_token": END}
     (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n")
 

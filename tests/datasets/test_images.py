@@ -1,5 +1,6 @@
 """Image files: any kind becomes upright 8-bit RGB, or is refused by name."""
 
+import errno
 import os
 import struct
 from pathlib import Path
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import EpsImagePlugin, ExifTags, Image
 
-from datasets.images import TURNS, read_header, read_image
+from datasets.images import TURNS, Images, read_header, read_image
 from utils.errors import DataError
 
 GREY = np.linspace(0, 255, 8 * 5).astype(np.uint8).reshape(8, 5)
@@ -144,3 +145,14 @@ def test_upright_means_as_viewers_show_it(tmp_path: Path) -> None:
 def test_malformed_exif_leaves_the_image_as_it_is(exif: bytes, tmp_path: Path) -> None:
     Image.fromarray(RGB).save(tmp_path / "x.webp", lossless=True, exif=exif)
     assert np.array_equal(read(tmp_path / "x.webp"), RGB)
+
+
+def test_too_few_file_handles_are_no_fault_of_the_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuses(*arguments: object, **options: object) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(Image, "open", refuses)
+    images = Images([str(tmp_path / "a.jpg")], skip_bad=True)
+    with pytest.raises(OSError, match="Too many open files"):
+        images.read(0)
+    assert images.unreadable() == []

@@ -1,7 +1,9 @@
 """Trackers: TensorBoard by default, Weights & Biases if asked for, errors before anything is trained."""
 
+import errno
 import importlib.util
 import sys
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,9 +12,12 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from processor import training
-from processor.trackers import build_trackers, tracker_options
+from processor.trackers import TRACKERS, Tracker, build_trackers, tracker_options
 from tests.helpers.configs import irra_config
+from tests.helpers.runs import lines_of
 from utils.errors import ConfigError
+from utils.faults import report_of_thread
+from utils.logger import LOGGER
 
 RECORD = {"epoch": 2, "lr": 0.5, "val": {"R1": 7.0, "mAP": 8.0}}
 
@@ -82,6 +87,57 @@ def test_trackers_are_closed_if_training_fails(
     with pytest.raises(ZeroDivisionError):
         training.train(irra_config(tiny, "train.trackers=[wandb]"), tmp_path / "run")
     assert wandb_runs[0].finished
+
+
+class Broken(Tracker):
+    """Tracker that fails at one of its calls."""
+
+    def __init__(self, run: Path, epoch: int, *, at: str = "start") -> None:
+        self.at = at
+        self._call("start")
+
+    def _call(self, name: str) -> None:
+        if name == self.at:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    def log(self, record: Any) -> None:
+        self._call("log")
+
+    def log_text(self, name: str, text: str) -> None:
+        self._call("text")
+
+    def close(self) -> None:
+        self._call("close")
+
+
+@pytest.mark.parametrize("at", ["start", "text", "log", "close"])
+def test_a_tracker_that_fails_is_left_out_with_one_warning(
+    at: str, tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(TRACKERS._components, "broken", Broken)
+    config = irra_config(tiny, f"train.trackers=[tensorboard, {{broken: {{at: {at}}}}}]", "train.epochs=2")
+    run = training.train(config, tmp_path / "run")
+    assert len(lines_of(run)) == 2 and list(run.glob("events.*"))
+    log = (run / "train.log").read_text()
+    assert log.count("train.trackers: broken failed, and training continues without it (No space left on dev") == 1
+
+
+def test_tensorboard_on_a_full_disk_stops_nothing(tmp_path: Path, small_disk, capsys, monkeypatch) -> None:
+    monkeypatch.setattr(threading, "excepthook", report_of_thread)
+    said: list[str] = []
+    monkeypatch.setattr(LOGGER, "warning", lambda text, *values: said.append(text % values))
+    (tracker,) = build_trackers(["tensorboard"], tmp_path, 1)
+    small_disk(2000)
+    for _ in range(50):
+        tracker.log(RECORD)
+        tracker.log_text("config", "a: 1" * 100)
+    tracker.close()
+    message = "train.trackers: tensorboard failed, and training continues without it (File too large)"
+    assert said == [message]
+    assert "Traceback" not in capsys.readouterr().err
+    small_disk(0)
+    assert build_trackers(["tensorboard"], tmp_path / "other", 1)  # at its start
+    assert said == [message] * 2
 
 
 def test_no_tracker_writes_nothing(tiny: list[str], tmp_path: Path) -> None:

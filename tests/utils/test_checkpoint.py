@@ -37,6 +37,18 @@ def test_a_failed_write_leaves_the_old_file(at: str, tmp_path: Path, monkeypatch
     assert os.listdir(tmp_path) == ["a.pt"]
 
 
+def test_a_worker_that_dies_during_a_write_is_no_fault_of_the_disk(tmp_path: Path, monkeypatch) -> None:
+    """torch raises the error from a signal handler, wherever the main process is."""
+
+    def killed(*arguments: object) -> None:
+        raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed.")
+
+    monkeypatch.setattr(torch, "save", killed)
+    with pytest.raises(RuntimeError, match="killed by signal"):
+        save_checkpoint(tmp_path / "a.pt", {"epoch": 1})
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("part", [0.0, 0.1, 0.5, 0.99])
 def test_a_file_cut_short_is_named(part: float, tmp_path: Path) -> None:
     path = tmp_path / "a.pt"

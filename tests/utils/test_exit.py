@@ -1,16 +1,16 @@
-"""Program exit: the process that reports an error, and the messages for faults of the machine."""
+"""Program exit: the process that reports an error, and what is said before an error that hides a shortage."""
 
 import errno
 import re
 
 import pytest
-import torch
 
 import train as train_program
 from tests.helpers.configs import ROOT
 from tests.helpers.programs import run_program
 from utils import exit as exit_
-from utils.faults import machine_fault
+from utils.errors import CheckpointError
+from utils.exit import exit_on_user_error
 
 
 def test_the_other_processes_let_the_first_one_speak(monkeypatch, capsys) -> None:
@@ -41,10 +41,18 @@ def test_an_argument_that_is_not_utf8_ends_in_one_line(argument: str, monkeypatc
     assert opened
 
 
-def test_what_is_said_of_the_machine() -> None:
-    memory = machine_fault(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB\nmore"))
-    assert memory and "Tried to allocate 2 GiB" in memory and "train.accumulate=4" in memory and "more" not in memory
-    disk = machine_fault(OSError(errno.ENOSPC, "No space left on device", "runs/a/metrics.jsonl"))
-    assert disk and disk.startswith("runs/a/metrics.jsonl: No space left on device")
-    for bug in (KeyError("x"), RuntimeError("shapes"), OSError(errno.ECHILD, "no child"), RuntimeError("")):
-        assert machine_fault(bug) is None
+def test_a_shortage_behind_an_error_comes_first(monkeypatch, capsys) -> None:
+    """A reader calls a good file damaged if it cannot be opened for lack of file handles."""
+
+    def read() -> None:
+        try:
+            raise OSError(errno.EMFILE, "Too many open files", "last.pt")
+        except OSError:
+            raise CheckpointError("last.pt: damaged") from None
+
+    def main() -> None:
+        with exit_on_user_error():
+            read()
+
+    status, _, err = run_program(main, monkeypatch, capsys)
+    assert status == 1 and re.fullmatch(r"error: too many open files .* ulimit -n .*\nlast\.pt: damaged\n", err)

@@ -10,7 +10,8 @@ import pytest
 import utils.files as files
 from tests.helpers.configs import ROOT
 from utils.errors import ConfigError
-from utils.files import locked, replacing, write_text
+from utils.files import locked, replacing, write_bytes, write_text
+from utils.logger import append_json_line
 
 
 def test_a_file_is_replaced_or_left_as_it_was(tmp_path: Path) -> None:
@@ -70,3 +71,11 @@ def test_a_file_system_without_locks_is_warned_of(error: Exception, tmp_path: Pa
     with locked(tmp_path):
         write_text(tmp_path / "a.txt", "text")
     assert len(said) == 1 and "cannot be locked" in said[0]
+
+
+def test_an_error_of_writing_names_the_file(tmp_path: Path, small_disk) -> None:
+    small_disk(100)
+    for write in (write_bytes, lambda path, content: append_json_line(path, {"a": "b" * len(content)})):
+        with pytest.raises(OSError) as caught:
+            write(tmp_path / "metrics.jsonl", b"0" * 10_000)
+        assert caught.value.filename == str(tmp_path / "metrics.jsonl")

@@ -135,3 +135,10 @@ def test_a_root_that_cannot_be_a_folder_is_an_os_error(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(OSError, match="file"):
         render_dataset(tmp_path / "file", **TINY)
+
+
+def test_a_full_disk_is_named_with_the_data_set_and_leaves_nothing(tmp_path: Path, small_disk) -> None:
+    small_disk(500)
+    with pytest.raises(OSError) as caught:
+        render_dataset(tmp_path, train_ids=1, val_ids=1, test_ids=1)
+    assert caught.value.filename == str(tmp_path / FOLDER) and not list(tmp_path.iterdir())
