@@ -15,6 +15,7 @@ from datasets.loaders import (
     build_eval_loaders,
     build_train_loader,
     data_tokenizer,
+    text_notes,
     worker_notes,
 )
 from datasets.noise import Index
@@ -25,6 +26,7 @@ from model.build import build_task, needs_teacher
 from model.checkpoints.formats import FORMATS
 from model.task import RetrievalTask
 from model.teacher import CachedTeacher
+from processor.downloads import require_downloads
 from processor.help import config_help
 from processor.resolve import resolve
 from processor.resume import Resumption, prepare, restore
@@ -126,6 +128,7 @@ def train(config: Config, run: Path | None = None, *, resumption: Resumption | N
         )
     require_images(annotations, SPLITS, config.data)
     resumed = resumption is not None and bool(resumption.content)
+    require_downloads(config, weights=not resumed)
     task = build_task(config, len(annotations.train_labels), weights=not resumed, teacher=distils)
     task.to(device)
     loader, evaluation = build_loaders(config, annotations, task, device)
@@ -147,6 +150,7 @@ def train(config: Config, run: Path | None = None, *, resumption: Resumption | N
         LOGGER.info("%.2f M parameters, run folder %s", size, run)
         LOGGER.info("%s\n%s", config.data.dataset, annotations.table())
         notes = [*annotations.notes(), *task.notes, *worker_notes(config.data)]
+        notes += text_notes(config.data, loader.pairs.tokenizer, annotations.train, "training")
         notes += schedule_notes(config.solver.schedule, config.train.epochs)
         notes += ["solver.lr: the rate is 0, so the weights do not change"] if config.solver.lr == 0 else []
         for note in (*notes, *(resumption.notes if resumption else ())):
@@ -167,7 +171,13 @@ def build_loaders(
 ) -> tuple[TrainLoader, dict[str, EvalLoaders]]:
     """Training batches with the fields of `task.inputs`, and loaders of each evaluation split."""
     encoder, pin_memory = task.encoder, device.type != "cpu"
-    tokenizer = data_tokenizer(config.data, annotations.folder, most=encoder.vocab_size, kinds=encoder.tokenizers)
+    tokenizer = data_tokenizer(
+        config.data,
+        annotations.folder,
+        most=encoder.vocab_size,
+        kinds=encoder.tokenizers,
+        learn_from=annotations,
+    )
     train_loader = build_train_loader(
         config.data,
         annotations,

@@ -50,6 +50,11 @@ class Annotations:
         """Raw pid -> label 0..C-1, in ascending order of the training pids."""
         return {pid: label for label, pid in enumerate(sorted({record.pid for record in self.train}))}
 
+    def training_captions(self) -> list[str]:
+        """Captions of the training split in alphabetical order, those of held out identities included."""
+        records = [*self.train, *(self.val if self.carved_ids else ())]
+        return sorted(caption for record in records for caption in record.captions)
+
     def split(self, name: str) -> list[Record]:
         return {"train": self.train, "val": self.val, "test": self.test}[name]
 

@@ -16,7 +16,14 @@ from datasets.images import Images
 from datasets.pairs import GalleryImages, QueryCaptions, TrainPairs
 from datasets.samplers import IdentityBatches, LocalMicroBatches, RandomBatches
 from datasets.text.levels import check_levels
-from datasets.text.tokenizers import TextTokenizer, build_tokenizer
+from datasets.text.tokenizers import (
+    LEARNT,
+    ClipTokenizer,
+    TextTokenizer,
+    build_tokenizer,
+    learn_merges,
+    merges_in_place_of,
+)
 from datasets.transforms import build_transform
 from utils.batch import Batch, MicroBatch
 from utils.distributed import local_processes
@@ -189,7 +196,14 @@ def leave_errors_to_main(worker: int) -> None:
     sys.excepthook = lambda *error: None  # exceptions of the data set reach the main process another way
 
 
-def data_tokenizer(config: DataConfig, folder: Path, *, most: int, kinds: Collection[str] = ("clip",)) -> TextTokenizer:
+def data_tokenizer(
+    config: DataConfig,
+    folder: Path,
+    *,
+    most: int,
+    kinds: Collection[str] = ("clip",),
+    learn_from: Annotations | None = None,
+) -> TextTokenizer:
     """The tokenizer that the config names, or the one in the folder of the training data set.
 
     Args:
@@ -197,11 +211,16 @@ def data_tokenizer(config: DataConfig, folder: Path, *, most: int, kinds: Collec
         folder: folder of the data set.
         most: vocabulary size of the encoder.
         kinds: kinds of tokenizers that the encoder supports.
+        learn_from: training data set, for `data.tokenizer=captions`.
 
     Raises:
         ConfigError: there is no tokenizer, it is of another kind, or its vocabulary is larger than the encoder's.
     """
-    tokenizer = build_tokenizer(config.tokenizer or str(folder / "tokenizer"), config.text_length)
+    tokenizer: TextTokenizer
+    if config.tokenizer == LEARNT and learn_from is not None:
+        tokenizer = ClipTokenizer(learn_merges(learn_from.training_captions()), config.text_length)
+    else:
+        tokenizer = build_tokenizer(config.tokenizer or str(folder / "tokenizer"), config.text_length)
     if tokenizer.kind not in kinds:
         raise ConfigError(
             f"data.tokenizer: this encoder needs a {' or '.join(kinds)} tokenizer, "
@@ -213,6 +232,28 @@ def data_tokenizer(config: DataConfig, folder: Path, *, most: int, kinds: Collec
             f"{tokenizer.vocab_size}; use the tokenizer of the model"
         )
     return tokenizer
+
+
+def text_notes(config: DataConfig, tokenizer: TextTokenizer, records: Sequence[Record], kind: str) -> list[str]:
+    """Remarks for the log: where CLIP's merges come from, and how many captions are cut.
+
+    Args:
+        config: data settings.
+        tokenizer: captions -> ids.
+        records: records of a split.
+        kind: word for its captions, such as training.
+    """
+    notes = []
+    if config.tokenizer is not None and (copy := merges_in_place_of(config.tokenizer)):
+        notes.append(f"data.tokenizer: {config.tokenizer} is not in the hub's cache; its merges are read from {copy}")
+    lengths = [tokenizer.length(caption) for record in records for caption in record.captions]
+    cut = sum(length > config.text_length for length in lengths)
+    if cut:
+        notes.append(
+            f"data.text_length: {cut} of {len(lengths)} {kind} captions are longer than {config.text_length} tokens "
+            f"and are cut; the longest has {max(lengths)}"
+        )
+    return notes
 
 
 def num_workers(config: DataConfig) -> int:
