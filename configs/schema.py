@@ -54,7 +54,10 @@ class DataConfig:
     support_captions: int = option(4, ge=0, help="captions in the support set of a pair (LCR2S)")
     text_support: Literal["any", "cross_view"] = option("any", help="cross_view: no captions of the pair's own image")
     tokenizer: str | None = option(
-        None, path=True, help="hub name, folder or merges file; null: the one in the data set's folder"
+        None,
+        path=True,
+        help="hub name, folder or merges file; captions: learnt from the training captions; null: the one in the data "
+        "set's folder",
     )
     text_length: int = option(77, ge=3, help="tokens of a caption, start and end of text included")
     batch_size: int = option(64, ge=2, help="pairs in a step, over all processes")

@@ -2,22 +2,23 @@
 
 import difflib
 import hashlib
-import json
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PureWindowsPath
-from typing import Any, NamedTuple
+from typing import Any
 
 from configs.schema import DataConfig
+from datasets.annotation_files import Source as Source
+from datasets.annotation_files import missing_fields, read_annotations
+from datasets.forms import advice, description
 from datasets.synthetic.render import render_dataset
 from utils.errors import DataError
-from utils.paths import below, in_full, why_not_a_file
+from utils.paths import below, in_full
 from utils.registry import Registry
 
 SPLITS = ("train", "val", "test")
 MAX_EXAMPLES = 5
-GET_IT = "get the data set from its authors (docs/data.md)"
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,11 @@ class Annotations:
         """Raw pid -> label 0..C-1, in ascending order of the training pids."""
         return {pid: label for label, pid in enumerate(sorted({record.pid for record in self.train}))}
 
+    def training_captions(self) -> list[str]:
+        """Captions of the training split in alphabetical order, those of held out identities included."""
+        records = [*self.train, *(self.val if self.carved_ids else ())]
+        return sorted(caption for record in records for caption in record.captions)
+
     def split(self, name: str) -> list[Record]:
         return {"train": self.train, "val": self.val, "test": self.test}[name]
 
@@ -75,14 +81,6 @@ class Annotations:
                 + (f" ({unused} numbers in between are unused)" if unused else "")
             )
         return notes
-
-
-class Source(NamedTuple):
-    """A data set on disk."""
-
-    folder: Path  # holds the images in imgs/
-    file: Path  # annotation file
-    rows: list[Any]  # annotations, unchecked
 
 
 Adapter = Callable[[Path], Source]
@@ -210,19 +208,19 @@ def count_split(records: Iterable[Record]) -> tuple[int, int, int]:
 @ADAPTERS.register("cuhk_pedes")
 def cuhk_pedes(root: Path) -> Source:
     """CUHK-PEDES (Li et al., CVPR 2017), also in IVT's edition with attributes and one annotation per caption."""
-    return _read_json(root / "CUHK-PEDES", ["reid_raw.json", "cuhk_pedes_att.json"], get_it=GET_IT)
+    return read_annotations(root / "CUHK-PEDES", ["reid_raw.json", "cuhk_pedes_att.json"])
 
 
 @ADAPTERS.register("icfg_pedes")
 def icfg_pedes(root: Path) -> Source:
     """ICFG-PEDES (Ding et al., https://arxiv.org/abs/2107.12666), without val split; the file has two names in use."""
-    return _read_json(root / "ICFG-PEDES", ["ICFG-PEDES.json", "ICFG_PEDES.json"], get_it=GET_IT)
+    return read_annotations(root / "ICFG-PEDES", ["ICFG-PEDES.json", "ICFG_PEDES.json"])
 
 
 @ADAPTERS.register("rstpreid")
 def rstpreid(root: Path) -> Source:
     """RSTPReid (Zhu et al., ACM MM 2021), with `img_path` in place of `file_path`."""
-    return _read_json(root / "RSTPReid", ["data_captions.json"], get_it=GET_IT)
+    return read_annotations(root / "RSTPReid", ["data_captions.json"])
 
 
 @ADAPTERS.register("synthetic")
@@ -236,25 +234,7 @@ def synthetic(root: Path) -> Source:
         folder = render_dataset(root)
     except OSError as error:
         raise DataError(f"{root}: cannot render the synthetic data set there ({error}); change data.root") from None
-    return _read_json(folder, ["reid_raw.json"], get_it=f"delete {folder} to render it again")
-
-
-def _read_json(folder: Path, names: list[str], get_it: str) -> Source:
-    if not folder.is_dir():
-        raise DataError(f"{in_full(folder)}: no such data set folder; {get_it}, or change data.root")
-    path = next((folder / name for name in names if (folder / name).exists()), None)
-    if path is None:
-        where = in_full(folder / " or ".join(names))
-        raise DataError(f"{where}: no such annotation file; {get_it}, or change data.root")
-    if kind := why_not_a_file(path):
-        raise DataError(f"{path}: must be a JSON file, got {kind}")
-    try:
-        rows = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise DataError(f"{path}: not a readable JSON file ({error})") from None
-    if not isinstance(rows, list):
-        raise DataError(f"{path}: must be a list of annotations, got {type(rows).__name__}")
-    return Source(folder, path, rows)
+    return read_annotations(folder, ["reid_raw.json"], get_it=f"delete {folder} to render it again")
 
 
 def read_record(source: Source, number: int) -> Record:
@@ -271,10 +251,8 @@ def read_record(source: Source, number: int) -> Record:
     if not isinstance(row, dict):
         raise DataError(f"{where} must be a mapping with split, id, file_path and captions, got {type(row).__name__}")
     path_field = "img_path" if "img_path" in row else "file_path"
-    missing = [name for name in ("split", "id", path_field, "captions") if name not in row]
-    if missing:
-        hint = " (this looks like the split-less caption_all.json; use reid_raw.json)" if "split" in missing else ""
-        raise DataError(f"{where} has no {', '.join(missing)}{hint}")
+    if missing := missing_fields(row):
+        raise DataError(f"{where} has no {', '.join(missing)}; {description(row)}; {advice(source.file.name)}")
     split, pid, name, captions = row["split"], row["id"], row[path_field], row["captions"]
     attributes = row.get("att")
     if isinstance(captions, str) and attributes is not None:

@@ -1,14 +1,10 @@
 """Data loaders from config, annotations and the batch fields of a task."""
 
-import os
-import sys
 from collections.abc import Callable, Collection, Iterator, Sequence
-from multiprocessing.queues import Queue
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch._utils import ExceptionWrapper
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from configs.schema import DataConfig
@@ -19,13 +15,20 @@ from datasets.pairs import GalleryImages, QueryCaptions, TrainPairs
 from datasets.samplers import IdentityBatches, LocalMicroBatches, RandomBatches
 from datasets.shared_memory import require_shared_memory
 from datasets.text.levels import check_levels
-from datasets.text.tokenizers import TextTokenizer, build_tokenizer
+from datasets.text.tokenizers import (
+    LEARNT,
+    ClipTokenizer,
+    TextTokenizer,
+    build_tokenizer,
+    learn_merges,
+    merges_in_place_of,
+)
 from datasets.transforms import build_transform
+from datasets.workers import leave_to_main, num_workers
 from utils.batch import Batch, MicroBatch
-from utils.distributed import local_processes, world_size
+from utils.distributed import world_size
 from utils.errors import ConfigError
 from utils.sharding import local_slice, shard_sizes, split_batch
-from utils.signals import leave_signals_to_main
 
 SEPARATE_DRAWS = 2**31  # added to an epoch's number for draws apart from those of all epochs
 
@@ -206,24 +209,14 @@ def data_loader(dataset: Dataset[Any], *, workers: int, timeout: float, **option
     )
 
 
-def leave_to_main(worker: int) -> None:
-    """Leave signals and errors to the main process.
-
-    A batch that it cannot send, for instance because shared memory is full, would be lost, and waited for. Its error is
-    sent instead. Python keeps `_on_queue_feeder_error` for this purpose.
-    """
-    leave_signals_to_main()
-    Queue._on_queue_feeder_error = send_error  # type: ignore[attr-defined]
-    sys.excepthook = lambda *error: None  # an interrupted main process closes the connection
-
-
-def send_error(queue: "Queue[Any]", error: Exception, sent: Sequence[Any]) -> None:
-    """Send the error of a batch, `sent`, in its place; torch raises it in the main process."""
-    where = f"in DataLoader worker process {os.getpid()}"
-    queue.put((sent[0], ExceptionWrapper((type(error), error, error.__traceback__), where)))
-
-
-def data_tokenizer(config: DataConfig, folder: Path, *, most: int, kinds: Collection[str] = ("clip",)) -> TextTokenizer:
+def data_tokenizer(
+    config: DataConfig,
+    folder: Path,
+    *,
+    most: int,
+    kinds: Collection[str] = ("clip",),
+    learn_from: Annotations | None = None,
+) -> TextTokenizer:
     """The tokenizer that the config names, or the one in the folder of the training data set.
 
     Args:
@@ -231,11 +224,16 @@ def data_tokenizer(config: DataConfig, folder: Path, *, most: int, kinds: Collec
         folder: folder of the data set.
         most: vocabulary size of the encoder.
         kinds: kinds of tokenizers that the encoder supports.
+        learn_from: training data set, for `data.tokenizer=captions`.
 
     Raises:
         ConfigError: there is no tokenizer, it is of another kind, or its vocabulary is larger than the encoder's.
     """
-    tokenizer = build_tokenizer(config.tokenizer or str(folder / "tokenizer"), config.text_length)
+    tokenizer: TextTokenizer
+    if config.tokenizer == LEARNT and learn_from is not None:
+        tokenizer = ClipTokenizer(learn_merges(learn_from.training_captions()), config.text_length)
+    else:
+        tokenizer = build_tokenizer(config.tokenizer or str(folder / "tokenizer"), config.text_length)
     if tokenizer.kind not in kinds:
         raise ConfigError(
             f"data.tokenizer: this encoder needs a {' or '.join(kinds)} tokenizer, "
@@ -249,20 +247,23 @@ def data_tokenizer(config: DataConfig, folder: Path, *, most: int, kinds: Collec
     return tokenizer
 
 
-def num_workers(config: DataConfig) -> int:
-    """Number of data loading workers of this process, at most one per core."""
-    if config.workers is None:
-        return max(1, min(num_cores() // local_processes(), 8))
-    return min(config.workers, num_cores())
+def text_notes(config: DataConfig, tokenizer: TextTokenizer, records: Sequence[Record], kind: str) -> list[str]:
+    """Remarks for the log: where CLIP's merges come from, and how many captions are cut.
 
-
-def worker_notes(config: DataConfig) -> list[str]:
-    """A remark for the log if the config, perhaps of a bigger machine, asks for more workers than cores."""
-    if num_workers(config) == config.workers or config.workers is None:
-        return []
-    return [f"data.workers: {num_workers(config)} in place of {config.workers}, one per core of this machine"]
-
-
-def num_cores() -> int:
-    """Number of cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    Args:
+        config: data settings.
+        tokenizer: captions -> ids.
+        records: records of a split.
+        kind: word for its captions, such as training.
+    """
+    notes = []
+    if config.tokenizer is not None and (copy := merges_in_place_of(config.tokenizer)):
+        notes.append(f"data.tokenizer: {config.tokenizer} is not in the hub's cache; its merges are read from {copy}")
+    lengths = [tokenizer.length(caption) for record in records for caption in record.captions]
+    cut = sum(length > config.text_length for length in lengths)
+    if cut:
+        notes.append(
+            f"data.text_length: {cut} of {len(lengths)} {kind} captions are longer than {config.text_length} tokens "
+            f"and are cut; the longest has {max(lengths)}"
+        )
+    return notes

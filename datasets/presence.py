@@ -7,7 +7,8 @@ from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
 from configs.schema import DataConfig
-from datasets.annotations import GET_IT, Annotations, examples
+from datasets.annotation_files import GET_IT
+from datasets.annotations import Annotations, examples
 from utils.errors import DataError
 from utils.paths import in_full, why_not_a_file
 

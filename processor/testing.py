@@ -9,11 +9,13 @@ from typing import Any
 
 from configs.schema import Config, InitConfig, load_config
 from datasets.annotations import Annotations, load_annotations
-from datasets.loaders import build_eval_loaders, data_tokenizer, worker_notes
+from datasets.loaders import build_eval_loaders, data_tokenizer, text_notes
 from datasets.presence import require_images
-from datasets.text.tokenizers import TextTokenizer
+from datasets.text.tokenizers import LEARNT, TextTokenizer
+from datasets.workers import worker_notes
 from model.build import build_task
 from model.task import RetrievalTask
+from processor.downloads import require_downloads
 from processor.evaluator import Embeddings, embed, metrics_table, warn
 from processor.run_folder import run_config
 from utils.distributed import default_device
@@ -38,10 +40,15 @@ def evaluate(arguments: argparse.Namespace) -> dict[str, dict[str, float]]:
             raise DataError(f"{annotations.folder}: has no {arguments.split} split")
         require_images(annotations, [arguments.split], config.data)
     trained_on = chosen.get(config.data.dataset)
-    if trained_on is None and config.data.tokenizer is None:  # the tokenizer lies in that data set's folder
+    if trained_on is None and config.data.tokenizer in (None, LEARNT):  # the tokenizer comes from that data set
         trained_on = load_annotations(config.data.dataset, config.data.root)
     folder, encoder = trained_on.folder if trained_on else Path(), task.encoder
-    tokenizer = data_tokenizer(config.data, folder, most=encoder.vocab_size, kinds=encoder.tokenizers)
+    tokenizer = data_tokenizer(
+        config.data, folder, most=encoder.vocab_size, kinds=encoder.tokenizers, learn_from=trained_on
+    )
+    for name, annotations in chosen.items():
+        for note in text_notes(config.data, tokenizer, annotations.split(arguments.split), f"{name} {arguments.split}"):
+            LOGGER.info("%s", note)
 
     task.to(default_device())
     rows: dict[str, dict[str, float]] = {}
@@ -67,6 +74,7 @@ def load_task(arguments: argparse.Namespace) -> tuple[Config, RetrievalTask, str
         if arguments.format and not arguments.weights:
             raise ConfigError("--format: needs --weights")
         config = load_config(arguments.config, [*init_overrides(arguments), *arguments.set])
+    require_downloads(config)
     task = build_task(config)
     for note in (*task.notes, *worker_notes(config.data)):
         if not (arguments.run and note.startswith("weights from ")):  # a run's weights fit: the table would say nothing

@@ -15,16 +15,18 @@ from datasets.loaders import (
     build_eval_loaders,
     build_train_loader,
     data_tokenizer,
-    worker_notes,
+    text_notes,
 )
 from datasets.noise import Index
 from datasets.presence import require_images
 from datasets.text.levels import check_levels
 from datasets.transforms import build_transform
+from datasets.workers import worker_notes
 from model.build import build_task, needs_teacher
 from model.checkpoints.formats import FORMATS
 from model.task import RetrievalTask
 from model.teacher import CachedTeacher
+from processor.downloads import require_downloads
 from processor.resume import Resumption, prepare, restore
 from processor.run_folder import input_hashes, new_run_folder, one_writer, open_log, resumable, resume_command
 from processor.teacher_cache import fill_cache
@@ -82,6 +84,7 @@ def train(config: Config, run: Path | None = None, *, resumption: Resumption | N
         )
     require_images(annotations, SPLITS, config.data)
     resumed = resumption is not None and bool(resumption.content)
+    require_downloads(config, weights=not resumed)
     task = build_task(config, len(annotations.train_labels), weights=not resumed, teacher=distils)
     task.to(device)
     loader, evaluation = build_loaders(config, annotations, task, device)
@@ -103,6 +106,7 @@ def train(config: Config, run: Path | None = None, *, resumption: Resumption | N
         LOGGER.info("%.2f M parameters, run folder %s", size, run)
         LOGGER.info("%s\n%s", config.data.dataset, annotations.table())
         notes = [*annotations.notes(), *task.notes, *worker_notes(config.data)]
+        notes += text_notes(config.data, loader.pairs.tokenizer, annotations.train, "training")
         notes += schedule_notes(config.solver.schedule, config.train.epochs)
         notes += ["solver.lr: the rate is 0, so the weights do not change"] if config.solver.lr == 0 else []
         for note in (*notes, *(resumption.notes if resumption else ())):
@@ -123,7 +127,13 @@ def build_loaders(
 ) -> tuple[TrainLoader, dict[str, EvalLoaders]]:
     """Training batches with the fields of `task.inputs`, and loaders of each evaluation split."""
     encoder, pin_memory = task.encoder, device.type != "cpu"
-    tokenizer = data_tokenizer(config.data, annotations.folder, most=encoder.vocab_size, kinds=encoder.tokenizers)
+    tokenizer = data_tokenizer(
+        config.data,
+        annotations.folder,
+        most=encoder.vocab_size,
+        kinds=encoder.tokenizers,
+        learn_from=annotations,
+    )
     train_loader = build_train_loader(
         config.data,
         annotations,

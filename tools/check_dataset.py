@@ -18,8 +18,8 @@ from configs.arguments import Parser
 from configs.schema import DataConfig
 from datasets.annotations import ADAPTERS, SPLITS, Adapter, Record, count_split
 from datasets.images import MISSING, read_header, read_image
-from datasets.loaders import num_workers
 from datasets.text.tokenizers import clean
+from datasets.workers import num_workers
 from tools import dataset_checks as checks
 from tools.dataset_checks import LEVELS, OFFICIAL, Finding, Look, Seen, Text
 from utils.errors import ConfigError, DataError

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
+from datasets.annotation_files import missing_fields
 from datasets.annotations import (
     MAX_EXAMPLES,
     SPLITS,
@@ -19,6 +20,7 @@ from datasets.annotations import (
     read_record,
     torn_images,
 )
+from datasets.forms import NO_SPLITS, advice, form_of
 from datasets.images import MISSING, Header
 from datasets.text.tokenizers import build_tokenizer
 from utils.batch import end_of_text
@@ -85,25 +87,27 @@ def _listed(items: Iterable[object]) -> str:
 
 def read_records(source: Source) -> tuple[list[Record], list[Finding]]:
     """Records of the valid annotations, with paths relative to the data set's folder, and findings about all."""
-    records, faulty, splitless = [], [], []
+    records, faulty, foreign = [], [], defaultdict(list)
     for number, row in enumerate(source.rows):
         try:
             record = read_record(source, number)
         except DataError as error:
-            if isinstance(row, dict) and "split" not in row:
-                splitless.append(f"annotation {number}")
+            if form := form_of(row) if isinstance(row, dict) and missing_fields(row) else None:
+                foreign[form].append(f"annotation {number}")
             else:
                 faulty.append(str(error).removeprefix(f"{source.file}: "))
             continue
         records.append(replace(record, image_path=str(Path(record.image_path).relative_to(source.folder))))
-    message = "annotations without split (this looks like the split-less caption_all.json; use reid_raw.json)"
-    findings = [*found("error", "no_split", message, splitless)]
+    findings: list[Finding] = []
+    for form, rows in foreign.items():
+        message = f"annotations in {form}; {advice(source.file.name)}"
+        findings += found("error", "no_split" if form == NO_SPLITS else "other_form", message, rows)
     findings += found("error", "faulty_annotation", "annotations that cannot be used", faulty)
     misspelt, others = odd_splits(source.rows)
     findings += found("error", "misspelt_split", "split names that look misspelt, which train.py refuses", misspelt)
     findings += found("warning", "other_split", "split names that count as val", others)
-    rows = Counter(record.image_path for record in records)
-    repeated = [f"{path} ({times} times)" for path, times in rows.items() if times > 1]
+    times = Counter(record.image_path for record in records)
+    repeated = [f"{path} ({count} times)" for path, count in times.items() if count > 1]
     findings += found("note", "repeated_path", "images annotated more than once, each one gallery image", repeated)
     records = join_rows(records)
     message = "images whose annotations differ in id or split, which train.py refuses"

@@ -64,7 +64,7 @@ def read_out(run: Path, split: str, checkpoint: str, overrides: list[str]) -> di
     require_images(annotations, [split], config.data)
     device = default_device()
     teacher = CachedTeacher(Teacher(task.encoder)).to(device)
-    tokenizer = data_tokenizer(config.data, annotations.folder, most=task.encoder.vocab_size)
+    tokenizer = data_tokenizer(config.data, annotations.folder, most=task.encoder.vocab_size, learn_from=annotations)
     labels = {pid: label for label, pid in enumerate(sorted({record.pid for record in records}))}
     transform = build_transform(config.data, train=False)
     pairs = TrainPairs(records, labels, transform, tokenizer, teacher.inputs, config.train.seed, config.data)

@@ -9,7 +9,7 @@ from utils.errors import CheckpointError
 MOST_TEXT = 512
 GET_THE_FILE = "download the file itself"
 # (pattern of the first bytes, what the file is, what to do)
-SIGNATURES: tuple[tuple[bytes, str, str], ...] = (
+PACKED: tuple[tuple[bytes, str, str], ...] = (
     (rb"\s*\Z", "the file is empty", "download or copy it again"),
     (rb"version https://git-lfs", "a Git LFS pointer, not the file itself", "fetch the file with git lfs pull"),
     (rb"(\xef\xbb\xbf)?\s*<(!doctype\s+html|html|head|!--)", "an HTML page, not the file itself", GET_THE_FILE),
@@ -17,6 +17,9 @@ SIGNATURES: tuple[tuple[bytes, str, str], ...] = (
     (rb"\x1f\x8b", "compressed by gzip", "unpack it first"),
     (rb"BZh[1-9]|\xfd7zXZ\x00|\x28\xb5\x2f\xfd|7z\xbc\xaf\x27\x1c|Rar!", "a compressed archive", "unpack it first"),
     (rb"(?s).{257}ustar", "a tar archive", "unpack it first"),
+)
+SIGNATURES: tuple[tuple[bytes, str, str], ...] = (
+    *PACKED,
     (rb"\x80[\x04\x05]", "a pickle that torch.save did not write", "write its state dict with torch.save"),
     (rb"GGUF", "weights of llama.cpp (GGUF)", "use weights of torch or safetensors"),
     (rb"\x89HDF", "an HDF5 file", "use weights of torch or safetensors"),

@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
@@ -15,8 +16,11 @@ from ftfy.fixes import fix_surrogates
 from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 from torch import Tensor
 
+from datasets.text.merges import OPENAI, installed_merges
 from utils.errors import ConfigError, first_line
+from utils.hub import Published, could_be_repo, fetch, is_cached
 
+LEARNT = "captions"  # value of data.tokenizer: learn one from the training captions
 START, END, MASK = "<|startoftext|>", "<|endoftext|>", "<|mask|>"
 END_OF_WORD = "</w>"
 CLIP_MERGES = 48_894  # number of merges that CLIP uses; the file has a header line and more merges
@@ -35,6 +39,9 @@ class TextTokenizer(Protocol):
 
     def encode(self, caption: str) -> Tensor:
         """int64 (text_length,)."""
+
+    def length(self, caption: str) -> int:
+        """Number of tokens of the uncut caption, start and end included."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +64,7 @@ class ClipTokenizer:
     vocab_size: int = field(init=False)
     mask_id: int = field(init=False)
     _tokenizer: Tokenizer = field(init=False, repr=False, compare=False)
+    _lengths: dict[str, int] = field(init=False, repr=False, compare=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         kept = list(self.merges[:-1])
@@ -78,6 +86,16 @@ class ClipTokenizer:
         ids[: len(tokens)] = torch.tensor(tokens)
         return ids
 
+    def length(self, caption: str) -> int:
+        """Number of tokens of the uncut caption; words are counted once, since most occur often."""
+        return 2 + sum(_length(word, self._tokenizer, self._lengths) for word in clean(caption).split())
+
+
+def _length(word: str, tokenizer: Tokenizer, known: dict[str, int]) -> int:
+    if (length := known.get(word)) is None:
+        length = known[word] = len(tokenizer.encode(word, add_special_tokens=False).ids)
+    return length
+
 
 @dataclass(frozen=True)
 class WordPieceTokenizer:
@@ -86,6 +104,7 @@ class WordPieceTokenizer:
     kind: ClassVar[str] = "wordpiece"
     backend: Tokenizer = field(repr=False, compare=False)
     text_length: int
+    _lengths: dict[str, int] = field(init=False, repr=False, compare=False, default_factory=dict)
 
     @property
     def vocab_size(self) -> int:
@@ -100,9 +119,15 @@ class WordPieceTokenizer:
         ids[: len(tokens)] = torch.tensor(tokens)
         return ids
 
+    def length(self, caption: str) -> int:
+        """Number of tokens of the uncut caption."""
+        return 1 + sum(_length(word, self.backend, self._lengths) for word in fix_surrogates(caption).split())
+
 
 def clean(caption: str) -> str:
     """CLIP's text clean-up: fix encodings, resolve HTML entities twice, collapse spaces, lower the case."""
+    if caption.isascii() and caption.isprintable() and "&" not in caption:  # nothing to fix, in a tenth of the time
+        return " ".join(caption.split()).lower()
     text = html.unescape(html.unescape(ftfy.fix_text(caption)))
     return " ".join(text.split()).lower()
 
@@ -126,11 +151,36 @@ def build_tokenizer(name_or_path: str, text_length: int) -> TextTokenizer:
             if "[CLS]" in lines
             else ClipTokenizer(_merges_of_file(path, lines), text_length)
         )
+    if copy := merges_in_place_of(name_or_path):
+        return ClipTokenizer(_merges_of_file(copy, _lines(copy)), text_length)
     backend = _hugging_face(name_or_path)
     model = json.loads(backend.to_str())["model"]
     if model["type"] == "WordPiece" and model["vocab"].get("[PAD]") == 0 and "[CLS]" in model["vocab"]:
         return WordPieceTokenizer(backend, text_length)
     return ClipTokenizer(_merges(model, name_or_path), text_length)
+
+
+def published_tokenizer(name_or_path: str | None) -> Published | None:
+    """Files of a tokenizer on the hub; None for local ones, and if an installed package has CLIP's merges."""
+    if (
+        name_or_path is None
+        or name_or_path == LEARNT
+        or not could_be_repo(name_or_path)
+        or merges_in_place_of(name_or_path)
+    ):
+        return None
+    return _published(name_or_path)
+
+
+def merges_in_place_of(name: str) -> Path | None:
+    """CLIP's merges in an installed package, if `name` is OpenAI's tokenizer on the hub and not in its cache."""
+    absent = name.startswith(OPENAI) and not is_cached(_published(name))
+    return installed_merges() if absent else None
+
+
+def _published(name: str) -> Published:
+    files = (("tokenizer.json", "vocab.json", "vocab.txt"), ("tokenizer_config.json", "config.json"))
+    return Published("data.tokenizer", "tokenizer", name, files)
 
 
 def train_tokenizer(captions: Iterable[str], folder: Path, *, vocab_size: int = 1024) -> None:
@@ -141,6 +191,18 @@ def train_tokenizer(captions: Iterable[str], folder: Path, *, vocab_size: int = 
         folder: folder to create, for `build_tokenizer`.
         vocab_size: largest size of the vocabulary, byte symbols and special tokens included.
     """
+    merges = learn_merges(captions, vocab_size=vocab_size)
+    vocab = _vocabulary(merges) | {START: 512 + len(merges), END: 513 + len(merges)}
+    finished = Tokenizer(models.BPE(vocab=vocab, merges=merges, end_of_word_suffix=END_OF_WORD))
+    finished.pre_tokenizer = _pre_tokenizer()
+    folder.mkdir(parents=True)
+    (folder / "tokenizer.json").write_text(finished.to_str(pretty=True), encoding="utf-8")
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": START, "eos_token": END}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n")
+
+
+def learn_merges(captions: Iterable[str], *, vocab_size: int = 1024) -> list[tuple[str, str]]:
+    """Learn byte-pair merges; the same captions give the same ones in any order."""
     learner = Tokenizer(models.BPE(end_of_word_suffix=END_OF_WORD))
     learner.pre_tokenizer = _pre_tokenizer()
     trainer = trainers.BpeTrainer(
@@ -150,14 +212,7 @@ def train_tokenizer(captions: Iterable[str], folder: Path, *, vocab_size: int = 
         show_progress=False,
     )
     learner.train_from_iterator((clean(caption) for caption in captions), trainer)
-    merges = [tuple(pair) for pair in json.loads(learner.to_str())["model"]["merges"]]
-    vocab = _vocabulary(merges) | {START: 512 + len(merges), END: 513 + len(merges)}
-    finished = Tokenizer(models.BPE(vocab=vocab, merges=merges, end_of_word_suffix=END_OF_WORD))
-    finished.pre_tokenizer = _pre_tokenizer()
-    folder.mkdir(parents=True)
-    (folder / "tokenizer.json").write_text(finished.to_str(pretty=True), encoding="utf-8")
-    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": START, "eos_token": END}
-    (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n")
+    return [(first, second) for first, second in json.loads(learner.to_str())["model"]["merges"]]
 
 
 def _pre_tokenizer() -> pre_tokenizers.PreTokenizer:
@@ -206,7 +261,8 @@ def _hugging_face(name_or_path: str) -> Tokenizer:
     from transformers import AutoTokenizer  # slow to import
 
     try:
-        backend: Tokenizer = AutoTokenizer.from_pretrained(name_or_path, trust_remote_code=False).backend_tokenizer
+        load = partial(AutoTokenizer.from_pretrained, name_or_path, trust_remote_code=False)
+        backend: Tokenizer = fetch(_published(name_or_path), load).backend_tokenizer
         return backend
     except Exception as error:  # the tokenizers library raises bare exceptions, and others for damaged files
         if "custom code" in str(error):

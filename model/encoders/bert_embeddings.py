@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -9,8 +10,10 @@ from torch import nn
 from transformers import BertConfig, BertModel
 from transformers.models.bert.modeling_bert import BertEmbeddings
 
-from model.encoders.towers import BAD_OPTIONS, NO_CODE, known_options, no_weights, pretrained_text, reason
+from model.encoders.published import no_weights, reason, text_config
+from model.encoders.towers import BAD_OPTIONS, NO_CODE, known_options, pretrained_text
 from utils.errors import ConfigError
+from utils.hub import fetch
 from utils.options import option
 from utils.registry import did_you_mean
 
@@ -88,7 +91,8 @@ def _config_of(width: int, options: WordOptions) -> BertConfig:
     try:
         if options.arch in WORD_ARCHS and not options.pretrained:
             return BertConfig(**{"hidden_size": width, **options.options})
-        return BertConfig.from_pretrained(options.arch, **NO_CODE, **options.options)
+        load = partial(BertConfig.from_pretrained, options.arch, **NO_CODE, **options.options)
+        return fetch(text_config(options.arch), load)
     except OSError as error:
         if options.pretrained:
             raise no_weights("text", options.arch, error) from None

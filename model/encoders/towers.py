@@ -4,6 +4,7 @@ import inspect
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, Any, TypeVar
 
 import timm
@@ -19,8 +20,10 @@ from model.checkpoints.facts import Facts
 from model.checkpoints.files import read_weights, state_dict_of
 from model.checkpoints.grids import PatchGrid, fit_positions, patch_grid
 from model.checkpoints.grids import resize_position_grid as resize_position_grid
+from model.encoders.published import image_weights, no_weights, reason, text_config, text_weights
 from utils.checkpoint import load_state
 from utils.errors import CheckpointError, ConfigError
+from utils.hub import fetch
 from utils.options import Option, option
 from utils.registry import did_you_mean
 
@@ -222,8 +225,13 @@ def _check_activation(trunk: VisionTransformer, options: ImageOptions) -> None:
 
 def _pretrained_vit(options: ImageOptions) -> VisionTransformer:
     """A timm model with the weights of its name and their head."""
+    load, published = (
+        partial(timm.create_model, options.arch, pretrained=True, **options.options),
+        image_weights(options.arch),
+    )
     try:
-        return timm.create_model(options.arch, pretrained=True, **options.options)
+        model: VisionTransformer = fetch(published, load) if published else load()
+        return model
     except (OSError, RuntimeError, ValueError) as error:
         raise no_weights("image", options.arch, error) from None
 
@@ -256,7 +264,8 @@ def build_text_model(embed_dim: int, options: TextOptions) -> CLIPTextModelWithP
 def _config_of(options: TextOptions) -> CLIPTextConfig:
     """Sizes of a model outside `TEXT_ARCHS`, from its folder or the hub."""
     try:
-        return CLIPTextConfig.from_pretrained(options.arch, **NO_CODE, **options.options)
+        load = partial(CLIPTextConfig.from_pretrained, options.arch, **NO_CODE, **options.options)
+        return fetch(text_config(options.arch), load)
     except OSError:
         raise ConfigError(
             f"model.text.arch: unknown '{options.arch}', neither a folder nor in the hub's cache; "
@@ -269,7 +278,7 @@ def _config_of(options: TextOptions) -> CLIPTextConfig:
 def pretrained_text(load: Callable[..., T], arch: str, options: Mapping[str, Any]) -> T:
     """The result of `load`, transformers' `from_pretrained` of a text model, with its errors in plain words."""
     try:
-        return load(arch, weights_only=True, **NO_CODE, **options)
+        return fetch(text_weights(arch), partial(load, arch, weights_only=True, **NO_CODE, **options))
     except OSError as error:
         raise no_weights("text", arch, error) from None
     except BAD_OPTIONS as error:
@@ -279,17 +288,3 @@ def pretrained_text(load: Callable[..., T], arch: str, options: Mapping[str, Any
             f"model.text.arch: the weights of {arch} are damaged, or a pickle that would run code "
             f"({type(error).__name__}); save them as safetensors"
         ) from None
-
-
-def no_weights(tower: str, arch: str, error: Exception) -> ConfigError:
-    """The error for pretrained weights that are neither cached nor available from the hub."""
-    return ConfigError(
-        f"model.{tower}.arch: cannot get the weights of {arch} from the hub or its cache ({reason(error)}); start from "
-        f"a local checkpoint such as OpenAI's ViT-B-16.pt with init.path=FILE, or from random weights with "
-        f"model.{tower}.pretrained=false"
-    )
-
-
-def reason(error: Exception) -> str:
-    """The last line of a library's message, usually the cause."""
-    return (str(error).strip() or type(error).__name__).splitlines()[-1].strip()

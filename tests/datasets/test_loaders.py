@@ -11,8 +11,9 @@ from configs.schema import DataConfig, load_config
 from datasets.annotations import load_annotations
 from datasets.collate import longest
 from datasets.images import read_image
-from datasets.loaders import SEPARATE_DRAWS, build_eval_loaders, data_tokenizer, num_workers, worker_notes
+from datasets.loaders import SEPARATE_DRAWS, build_eval_loaders, data_tokenizer
 from datasets.transforms import build_transform
+from datasets.workers import num_workers, worker_notes
 from tests.helpers.configs import ROOT, rde_config
 from tests.helpers.loaders import fields_of, level_loader, train_loader
 from tests.helpers.tasks import flagged_loader_of, task_of

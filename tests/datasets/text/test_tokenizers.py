@@ -1,18 +1,23 @@
 """Tokenizers: CLIP's reference ids from every source, WordPiece, and clear errors without a vocabulary."""
 
 import gzip
+import html
 import json
 import pickle
 from pathlib import Path
 
+import ftfy
 import open_clip
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from configs.schema import DataConfig
 from datasets.loaders import data_tokenizer
-from datasets.text.tokenizers import ClipTokenizer, build_tokenizer, train_tokenizer
+from datasets.text.tokenizers import ClipTokenizer, build_tokenizer, clean, learn_merges, train_tokenizer
 from tests.helpers.configs import GOLDEN
+from tests.helpers.fuzzing import FUZZ
 from utils.errors import ConfigError
 
 MERGES_FILE = Path(open_clip.__file__).parent / "bpe_simple_vocab_16e6.txt.gz"
@@ -86,6 +91,23 @@ def test_a_trained_tokenizer_is_read_back_small_and_repeatable(tmp_path: Path) -
     assert int((ids == 0).sum()) == 20 - int(ids.argmax()) - 1
 
 
+def test_merges_do_not_depend_on_the_order_of_the_captions() -> None:
+    assert learn_merges(CORPUS, vocab_size=600) == learn_merges(CORPUS[::-1], vocab_size=600)
+
+
+@FUZZ
+@given(text=st.text() | st.text(alphabet="aA .,\t\n&;lt'-\x1b[0m\x7f"))
+def test_the_short_way_of_cleaning_changes_nothing(text: str) -> None:
+    slow = html.unescape(html.unescape(ftfy.fix_text(text)))
+    assert clean(text) == " ".join(slow.split()).lower()
+
+
+@FUZZ
+@given(text=st.text() | st.text(alphabet="aA .,\t\n&;lt'-").map(lambda text: f"{text} <|endoftext|> 's it's"))
+def test_lengths_are_those_of_uncut_captions(text: str, clip_tokenizer: ClipTokenizer) -> None:
+    assert clip_tokenizer.length(text) == 2 + len(clip_tokenizer._tokenizer.encode(clean(text)).ids)
+
+
 def test_a_tokenizer_survives_pickling(clip_tokenizer: ClipTokenizer) -> None:
     again = pickle.loads(pickle.dumps(clip_tokenizer))
     assert torch.equal(again.encode("a red coat"), clip_tokenizer.encode("a red coat"))
@@ -153,6 +175,7 @@ def test_word_pieces_begin_with_cls_and_end_without_sep(source: str, tmp_path: P
     assert tokenizer.encode("\ud83d").tolist() == tokenizer.encode("\ufffd").tolist()  # half a surrogate pair
     short = build_tokenizer(str(folder if source == "folder" else folder / "vocab.txt"), 4)
     assert short.encode(CAPTION).tolist() == EXPECTED[:4]
+    assert short.length(CAPTION) == len(EXPECTED) and short.length("") == 1
     assert pickle.loads(pickle.dumps(short)).encode(CAPTION).tolist() == EXPECTED[:4]  # spawned workers pickle it
 
 
