@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
-from configs.schema import DataConfig
+from configs.schema import Config, DataConfig
 from datasets.annotation_files import Source as Source
 from datasets.annotation_files import missing_fields, read_annotations
 from datasets.forms import advice, description
@@ -118,6 +118,15 @@ def load_annotations(dataset: str, root: str | Path, *, val_ids: int = 0) -> Ann
         source.folder, splits["train"], splits["val"], splits["test"], file=source.file, other_splits=others
     )
     return carve_val(annotations, val_ids) if val_ids and not annotations.val else annotations
+
+
+def require_selection(config: Config, annotations: Annotations) -> None:
+    """Raise `DataError` if the data set has no split to select on."""
+    if config.eval.select_on == "val" and not annotations.val:
+        raise DataError(
+            f"{annotations.folder}: has no val split to select on; set data.val_ids=200 to hold out 200 training "
+            "identities, or eval.select_on=test as the papers do"
+        )
 
 
 def odd_splits(rows: Iterable[Any]) -> tuple[list[str], list[str]]:

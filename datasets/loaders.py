@@ -30,6 +30,7 @@ from utils.distributed import world_size
 from utils.errors import ConfigError
 from utils.sharding import local_slice, shard_sizes, split_batch
 
+LEARN_FROM = 10_000  # captions that a vocabulary is learnt from, in about a second
 SEPARATE_DRAWS = 2**31  # added to an epoch's number for draws apart from those of all epochs
 
 
@@ -231,7 +232,9 @@ def data_tokenizer(
     """
     tokenizer: TextTokenizer
     if config.tokenizer == LEARNT and learn_from is not None:
-        tokenizer = ClipTokenizer(learn_merges(learn_from.training_captions()), config.text_length)
+        captions = learn_from.training_captions()
+        some = captions[:: max(1, len(captions) // LEARN_FROM)]
+        tokenizer = ClipTokenizer(learn_merges(some), config.text_length)
     else:
         tokenizer = build_tokenizer(config.tokenizer or str(folder / "tokenizer"), config.text_length)
     if tokenizer.kind not in kinds:

@@ -7,7 +7,7 @@ from model.encoders import ENCODERS
 from model.encoders.published import image_weights, text_weights
 from utils.config import component_options
 from utils.errors import ConfigError
-from utils.hub import Published, is_cached, why_silent
+from utils.hub import Published, is_cached, names_repository, why_silent
 
 VIT_B16 = (
     "https://openaipublic.azureedge.net/clip/models/"
@@ -39,21 +39,19 @@ def missing_downloads(config: Config, *, weights: bool = True) -> list[Published
         if text is not None and text.pretrained:
             needed.append(text_weights(text.arch))
     needed.append(published_tokenizer(config.data.tokenizer))
-    return [one for one in needed if one is not None and not is_cached(one)]
+    return [one for one in needed if one is not None and names_repository(one.repo) and not is_cached(one)]
 
 
 def _message(missing: list[Published], reason: str, *, clip: bool) -> str:
-    lines = [f"{_count(len(missing))} not in the hub's cache, and cannot be downloaded ({reason}):"]
+    keys = [one.key for one in missing]
+    kinds = ["the weights"] * (keys != ["data.tokenizer"]) + ["the tokenizer"] * ("data.tokenizer" in keys)
+    lines = [f"{', '.join(keys)}: cannot get {' and '.join(kinds)} from the hub or its cache ({reason}):"]
     for one in missing:
         files = ", ".join(group[0] for group in one.files)
-        lines.append(f"  {one.key}: {one.what}, published as {one.repo} on the Hugging Face hub ({files})")
+        lines.append(f"  {one.key}: {one.what}, published at https://huggingface.co/{one.repo} ({files})")
     lines.append("With a network, these commands fetch them into the cache, which can be copied to this machine:")
     lines += [f"  hf download {repo}" for repo in dict.fromkeys(one.repo for one in missing)]
     return "\n".join([*lines, *_local_files(missing, clip=clip)])
-
-
-def _count(number: int) -> str:
-    return "a file of the config is" if number == 1 else f"{number} files of the config are"
 
 
 def _local_files(missing: list[Published], *, clip: bool) -> list[str]:

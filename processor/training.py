@@ -8,13 +8,8 @@ import numpy as np
 import torch
 
 from configs.schema import Config
-from datasets.annotations import ADAPTERS, SPLITS, Annotations, load_annotations
+from datasets.annotations import ADAPTERS, SPLITS, load_annotations, require_selection
 from datasets.loaders import (
-    EvalLoaders,
-    TrainLoader,
-    build_eval_loaders,
-    build_train_loader,
-    data_tokenizer,
     text_notes,
 )
 from datasets.noise import Index
@@ -24,9 +19,9 @@ from datasets.transforms import build_transform
 from datasets.workers import worker_notes
 from model.build import build_task, needs_teacher
 from model.checkpoints.formats import FORMATS
-from model.task import RetrievalTask
 from model.teacher import CachedTeacher
 from processor.downloads import require_downloads
+from processor.inputs import build_loaders
 from processor.resume import Resumption, prepare, restore
 from processor.run_folder import input_hashes, new_run_folder, one_writer, open_log, resumable, resume_command
 from processor.teacher_cache import fill_cache
@@ -34,7 +29,7 @@ from processor.trainer import Trainer
 from solver.optimizer import build_optimizer
 from solver.schedule import schedule_notes
 from utils.distributed import describe_device, first_alone, rank, start_processes
-from utils.errors import ConfigError, DataError
+from utils.errors import ConfigError
 from utils.files import write_bytes
 from utils.logger import LOGGER
 from utils.paths import in_full
@@ -77,11 +72,7 @@ def train(config: Config, run: Path | None = None, *, resumption: Resumption | N
     device = start_processes(config.train.timeout)
     with first_alone():  # the first use renders the synthetic data set
         annotations = load_annotations(config.data.dataset, config.data.root, val_ids=config.carved_val_ids)
-    if config.eval.select_on == "val" and not annotations.val:
-        raise DataError(
-            f"{annotations.folder}: has no val split to select on; set data.val_ids=200 to hold out 200 training "
-            "identities, or eval.select_on=test as the papers do"
-        )
+    require_selection(config, annotations)
     require_images(annotations, SPLITS, config.data)
     resumed = resumption is not None and bool(resumption.content)
     require_downloads(config, weights=not resumed)
@@ -120,38 +111,6 @@ def train(config: Config, run: Path | None = None, *, resumption: Resumption | N
         trainer.fit()
         LOGGER.info("run folder: %s; evaluate it with: python test.py --run %s", run, run)
     return run
-
-
-def build_loaders(
-    config: Config, annotations: Annotations, task: RetrievalTask, device: torch.device
-) -> tuple[TrainLoader, dict[str, EvalLoaders]]:
-    """Training batches with the fields of `task.inputs`, and loaders of each evaluation split."""
-    encoder, pin_memory = task.encoder, device.type != "cpu"
-    tokenizer = data_tokenizer(
-        config.data,
-        annotations.folder,
-        most=encoder.vocab_size,
-        kinds=encoder.tokenizers,
-        learn_from=annotations,
-    )
-    train_loader = build_train_loader(
-        config.data,
-        annotations,
-        tokenizer,
-        fields=task.inputs | {"index"} | ({"clean"} if config.data.noise_rate else set()),
-        full_text=task.full_text,
-        seed=config.train.seed,
-        pin_memory=pin_memory,
-        micro_batches=config.train.accumulate,
-    )
-    evaluation = {
-        split: build_eval_loaders(
-            config.data, annotations.split(split), tokenizer, batch_size=config.eval.batch_size, pin_memory=pin_memory
-        )
-        for split in ("val", "test")
-        if annotations.split(split)
-    }
-    return train_loader, evaluation
 
 
 def save_noise(noise: Index, run: Path) -> None:

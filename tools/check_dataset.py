@@ -7,7 +7,7 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
@@ -15,18 +15,20 @@ from pathlib import Path
 from tqdm import tqdm
 
 from configs.arguments import Parser
-from configs.schema import DataConfig
-from datasets.annotations import ADAPTERS, SPLITS, Adapter, Record, count_split
+from configs.schema import Config, DataConfig, load_config
+from datasets.annotations import ADAPTERS, SPLITS, Annotations, Record, count_split
 from datasets.images import MISSING, read_header, read_image
 from datasets.text.tokenizers import clean
 from datasets.workers import num_workers
 from tools import dataset_checks as checks
 from tools.dataset_checks import LEVELS, OFFICIAL, Finding, Look, Seen, Text
+from tools.training_checks import training_findings
 from utils.errors import ConfigError, DataError
 from utils.exit import exit_on_user_error
 from utils.logger import format_table
 from utils.paths import expand, expanded, in_full
 
+CLIP = "openai/clip-vit-base-patch16"  # value of data.tokenizer
 HEADER = ("split", "ids", "images", "captions", "official", "captions per image", "images per id", "R@1 ceiling")
 
 
@@ -58,26 +60,36 @@ class Report:
 
 def main() -> None:
     parser = Parser(description="Find faults and oddities of data sets on disk.")
-    parser.add_argument("datasets", nargs="+", metavar="DATASET", help=f"any of {', '.join(ADAPTERS)}")
-    parser.add_argument("--root", type=expand, default=Path("data"), help="the data root; default: data")
+    parser.add_argument(
+        "datasets", nargs="*", metavar="DATASET", help=f"any of {', '.join(ADAPTERS)}; default: the config's"
+    )
+    parser.add_argument("--config", type=expand, help="YAML file: also check what train.py would refuse with it")
+    parser.add_argument(
+        "--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="with --config: override it"
+    )
+    parser.add_argument("--root", type=expand, help="the data root; default: the config's, or data")
     parser.add_argument("--json", type=expand, metavar="FILE", help="also write the findings as JSON")
     parser.add_argument(
         "--tokenizer",
         type=expanded,
-        help="value of data.tokenizer; default: CLIP's from the hub, for synthetic the one in its folder",
+        help="value of data.tokenizer; default: the config's, or CLIP's",
     )
-    parser.add_argument(
-        "--text-length", type=positive, default=DataConfig.text_length, help="tokens of a caption; default: %(default)s"
-    )
+    parser.add_argument("--text-length", type=positive, help="tokens of a caption; default: the config's, or 77")
     parser.add_argument("--headers-only", action="store_true", help="do not decode the images (for network disks)")
     parser.add_argument("--workers", type=positive, help="threads that read images; default: one per core, at most 8")
     options = parser.parse_args()
     with exit_on_user_error():
-        adapters = {name: ADAPTERS.get(name, "data set") for name in options.datasets}
+        if not (options.datasets or options.config):
+            parser.error("a data set or --config is required")
+        if options.set and not options.config:
+            raise ConfigError("--set: needs --config")
+        names = dict.fromkeys(options.datasets) or [load_config(options.config, options.set).data.dataset]
+        for name in names:
+            ADAPTERS.get(name, "data set")
         seen: Seen = {}
         reports = []
-        for name, adapter in adapters.items():
-            reports.append(check(name, adapter, options, seen))
+        for name in names:
+            reports.append(check(config_of(options, name), options, seen))
             show(reports[-1])
         if options.json:
             write_json(options.json, reports)
@@ -92,33 +104,49 @@ def positive(text: str) -> int:
     return number
 
 
-def check(name: str, adapter: Adapter, options: argparse.Namespace, seen: Seen) -> Report:
+def config_of(options: argparse.Namespace, name: str) -> Config:
+    """The config that a data set is checked for: that of --config, or defaults with CLIP's tokenizer."""
+    config = Config()
+    if options.config:
+        from processor.resolve import resolve  # slow to import
+
+        config = resolve(load_config(options.config, options.set))
+    given = {"root": options.root and str(options.root), "text_length": options.text_length}
+    data = replace(config.data, dataset=name, **{key: value for key, value in given.items() if value})
+    if options.tokenizer or not options.config:
+        own = None if name == "synthetic" else CLIP
+        data = replace(data, tokenizer=options.tokenizer or own)
+    return replace(config, data=data)
+
+
+def check(config: Config, options: argparse.Namespace, seen: Seen) -> Report:
     """Check one data set, and look for its images among those of other data sets.
 
     Args:
-        name: name of the data set.
-        adapter: its adapter.
+        config: config that the data set is checked for.
         options: command line options.
         seen: images of the data sets checked before; those of this one are added.
     """
+    name = config.data.dataset
     try:
-        source = adapter(options.root)
+        source = ADAPTERS.get(name, "data set")(Path(config.data.root))
     except DataError as error:
         return Report(name, {}, [Finding("error", "no_annotations", str(error), 1, [])])
     records, findings = checks.read_records(source)
     splits = {split: [record for record in records if record.split == split] for split in SPLITS}
     texts = [Text(record, caption, clean(caption)) for record in records for caption in record.captions]
-    tokenizer = str(source.folder / "tokenizer") if name == "synthetic" else "openai/clip-vit-base-patch16"
     looks = look_at_all(name, source.folder, [record.image_path for record in records], options)
 
     findings += checks.split_findings(name, splits)
-    findings += checks.unreadable_findings(looks)
+    sound = all(finding.level != "error" for finding in findings)
+    findings += checks.unreadable_findings(looks, skipped=config.data.on_bad_image == "skip")
     findings += checks.odd_image_findings(looks)
     findings += checks.duplicate_findings(records, looks)
     findings += checks.other_set_findings(name, records, looks, seen)
     findings += checks.identity_findings(splits)
     findings += checks.caption_findings(texts)
-    findings += checks.token_findings(texts, options.tokenizer or tokenizer, options.text_length)
+    annotations = Annotations(source.folder, splits["train"], splits["val"], splits["test"])
+    findings += training_findings(config, annotations, texts, sound=sound, model=bool(options.config))
     if options.headers_only:
         message = "images of which only the header was read: truncation is not detected, contents were not compared"
         findings.append(Finding("note", "headers_only", message, len(looks), []))

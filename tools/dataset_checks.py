@@ -22,14 +22,12 @@ from datasets.annotations import (
 )
 from datasets.forms import NO_SPLITS, advice, form_of
 from datasets.images import MISSING, Header
-from datasets.text.tokenizers import build_tokenizer
-from utils.batch import end_of_text
-from utils.errors import ConfigError, DataError
+from datasets.text.tokenizers import TextTokenizer
+from utils.errors import DataError
 from utils.yaml_text import encodable
 
 LEVELS = ("error", "warning", "note")
 MAX_LETTERS = 160
-COUNTED_TOKENS = 4096  # text length at which tokens are counted, so that captions are not cut
 
 Counts = tuple[int, int, int]  # identities, images, captions
 OFFICIAL: dict[str, dict[str, Counts]] = {  # as in IRRA's training logs
@@ -158,12 +156,14 @@ def identity_findings(splits: Mapping[str, list[Record]]) -> Iterator[Finding]:
         yield Finding("note", "relabelled", note, 1, [])
 
 
-def unreadable_findings(looks: Mapping[str, Look]) -> Iterator[Finding]:
-    """Missing and unreadable images."""
+def unreadable_findings(looks: Mapping[str, Look], *, skipped: bool = False) -> Iterator[Finding]:
+    """Missing and unreadable images; with `skipped` (data.on_bad_image), no error unless all are."""
+    level = "warning" if skipped and any(look.fault is None for look in looks.values()) else "error"
+    advice = "which data.on_bad_image=skip replaces" if skipped else "data.on_bad_image=skip replaces them"
     missing = [path for path, look in looks.items() if look.fault == MISSING]
-    yield from found("error", "missing_image", "missing images (data.on_bad_image=skip replaces them)", missing)
+    yield from found(level, "missing_image", f"missing images ({advice})", missing)
     damaged = [f"{path}: {look.fault}" for path, look in looks.items() if look.fault not in (None, MISSING)]
-    yield from found("error", "unreadable_image", "unreadable images (data.on_bad_image=skip replaces them)", damaged)
+    yield from found(level, "unreadable_image", f"unreadable images ({advice})", damaged)
 
 
 def odd_image_findings(looks: Mapping[str, Look]) -> Iterator[Finding]:
@@ -260,15 +260,9 @@ def _has_foreign_letter(text: str) -> bool:
     return any(char.isalpha() and "LATIN" not in unicodedata.name(char, "") for char in text)
 
 
-def token_findings(texts: Sequence[Text], tokenizer: str, text_length: int) -> Iterator[Finding]:
+def token_findings(texts: Sequence[Text], tokenizer: TextTokenizer, text_length: int) -> Iterator[Finding]:
     """Captions longer than `text_length` tokens."""
-    try:
-        encode = build_tokenizer(tokenizer, max(COUNTED_TOKENS, text_length + 1)).encode
-    except ConfigError as error:
-        message = f"captions over {text_length} tokens were not counted: {error}"
-        yield Finding("note", "tokens_not_counted", message, len(texts), [])
-        return
-    lengths = [int(end_of_text(encode(text.caption))) + 1 for text in texts]
+    lengths = [tokenizer.length(text.caption) for text in texts]
     order = sorted(range(len(texts)), key=lambda number: -lengths[number])
     long = [f"{lengths[i]} tokens: {texts[i]}" for i in order if lengths[i] > text_length]
     message = f"captions over {text_length} tokens (start and end included), which are cut; the longest"

@@ -15,8 +15,9 @@ from huggingface_hub.utils._validators import validate_repo_id
 from utils.errors import first_line
 
 T = TypeVar("T")
-TIMEOUT = 5.0  # seconds for a connection, and for an answer
-PATIENCE = 8.0  # seconds for both and the look-up of the name, which has no timeout
+TIMEOUT = 4.0  # seconds for a connection, and for an answer
+PATIENCE = 6.0  # seconds for both and the look-up of the name, which has no timeout
+FILE_SUFFIXES = (".gz", ".txt", ".json", ".safetensors", ".bin", ".pt", ".pth")
 PROBE = (
     "/openai/clip-vit-base-patch16/resolve/main/config.json"  # a file to ask for: proxies and log-in pages answer, too
 )
@@ -34,13 +35,13 @@ class Published(NamedTuple):
     files: tuple[tuple[str, ...], ...]  # one of each group is needed
 
 
-def could_be_repo(name: str) -> bool:
-    """True if a name can be a repository's and is no path that exists."""
+def names_repository(name: str) -> bool:
+    """True if a name may be that of a repository; False for a path that can be nothing else."""
     try:
         validate_repo_id(name)
     except HFValidationError:
         return False
-    return not Path(name).exists()
+    return Path(name).suffix not in FILE_SUFFIXES
 
 
 def is_cached(needed: Published) -> bool:

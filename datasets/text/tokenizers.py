@@ -18,7 +18,7 @@ from torch import Tensor
 
 from datasets.text.merges import OPENAI, installed_merges
 from utils.errors import ConfigError, first_line
-from utils.hub import Published, could_be_repo, fetch, is_cached
+from utils.hub import Published, fetch, is_cached
 
 LEARNT = "captions"  # value of data.tokenizer: learn one from the training captions
 START, END, MASK = "<|startoftext|>", "<|endoftext|>", "<|mask|>"
@@ -162,12 +162,7 @@ def build_tokenizer(name_or_path: str, text_length: int) -> TextTokenizer:
 
 def published_tokenizer(name_or_path: str | None) -> Published | None:
     """Files of a tokenizer on the hub; None for local ones, and if an installed package has CLIP's merges."""
-    if (
-        name_or_path is None
-        or name_or_path == LEARNT
-        or not could_be_repo(name_or_path)
-        or merges_in_place_of(name_or_path)
-    ):
+    if name_or_path in (None, LEARNT) or Path(name_or_path).exists() or merges_in_place_of(name_or_path):
         return None
     return _published(name_or_path)
 

@@ -10,9 +10,10 @@ from processor.downloads import require_downloads
 from tests.helpers.configs import CONFIGS, TINY
 from utils.errors import ConfigError
 
-IMAGE = "model.image.arch: weights vit_base_patch16_clip_quickgelu_224.openai, published as timm/vit_base_patch16_clip"
-TEXT = "model.text.arch: weights openai/clip-vit-base-patch16, published as openai/clip-vit-base-patch16 on the"
-TOKENIZER = "data.tokenizer: tokenizer, published as openai/clip-vit-base-patch16 on the Hugging Face hub"
+HUB = "published at https://huggingface.co/"
+IMAGE = f"model.image.arch: weights vit_base_patch16_clip_quickgelu_224.openai, {HUB}timm/vit_base_patch16_clip_224"
+TEXT = f"model.text.arch: weights openai/clip-vit-base-patch16, {HUB}openai/clip-vit-base-patch16 (model"
+TOKENIZER = f"data.tokenizer: tokenizer, {HUB}openai/clip-vit-base-patch16 (tokenizer.json"
 
 
 def message_of(name: str, *overrides: str, weights: bool = True) -> str:
@@ -29,7 +30,8 @@ def bare(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_all_missing_files_are_one_error(bare: None) -> None:
     message = message_of("irra")
-    assert message.startswith("3 files of the config are not in the hub's cache, and cannot be downloaded (HF_HUB_OFFL")
+    keys = "model.image.arch, model.text.arch, data.tokenizer"
+    assert message.startswith(f"{keys}: cannot get the weights and the tokenizer from the hub or its cache (HF_")
     for part in (IMAGE, TEXT, TOKENIZER, "init.path=ViT-B-16.pt", "model.image.pretrained=FILE", "cuhk_small.yaml"):
         assert part in message
     assert "https://openaipublic.azureedge.net/clip/models/" in message
@@ -40,7 +42,11 @@ def test_all_missing_files_are_one_error(bare: None) -> None:
 def test_what_is_local_or_replaced_is_not_listed(bare: None, tmp_path: Path) -> None:
     start = ["init.path=x.pt"]
     for message in (message_of("irra", *start), message_of("irra", weights=False)):
-        assert message.startswith("a file of the config is") and TOKENIZER in message and "model." not in message
+        assert (
+            message.startswith("data.tokenizer: cannot get the tokenizer from")
+            and TOKENIZER in message
+            and "model." not in message
+        )
     message = message_of("irra", "model.image.pretrained=false", "data.tokenizer=captions")
     assert TEXT in message and IMAGE not in message and TOKENIZER not in message
     message = message_of("ivt", f"model.text.arch={tmp_path}")

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import ExifTags, Image
 
+from tests.helpers.configs import CONFIGS
 from tests.helpers.programs import run_program
 from tools import check_dataset
 from tools.dataset_checks import OFFICIAL
@@ -189,7 +190,8 @@ def test_images_shared_by_two_data_sets_are_counted_per_pair_of_splits(run, tmp_
     write(rstp, "data_captions.json", clean_rows("img_path"))
     for mine, other in (("test/3_0", "train/0_0"), ("train/1_0", "train/0_1"), ("train/1_1", "train/1_1")):
         shutil.copy(icfg / f"imgs/{other}.png", rstp / f"imgs/{mine}.png")
-    status, out, content = run("icfg_pedes", "rstpreid", "icfg_pedes")
+    (tmp_path / "few.yaml").write_text(f"base: {CONFIGS}/synthetic.yaml\ndata: {{val_ids: 1, batch_size: 4}}\n")
+    status, out, content = run("icfg_pedes", "rstpreid", "icfg_pedes", "--config", tmp_path / "few.yaml")
     assert status == 0 and list(content) == ["icfg_pedes", "rstpreid"]
     assert kinds(content, "icfg_pedes") == {"no_val": (NOTE, 1, []), "msmt17": (NOTE, 1, [])}
     shared = [finding for finding in content["rstpreid"]["findings"] if finding["kind"] == "image_in_other_set"]
@@ -296,11 +298,11 @@ def test_a_missing_folder_and_broken_json_do_not_hide_the_other_data_sets(run, t
     assert content["rstpreid"]["would_train"] and "rstpreid: 0 errors" in out
 
 
-def test_without_a_tokenizer_long_captions_are_not_counted(run, tmp_path: Path) -> None:
+def test_a_missing_tokenizer_is_an_error(run, tmp_path: Path) -> None:
     write(tmp_path / "CUHK-PEDES", "reid_raw.json", clean_rows())
     status, out, content = run("cuhk_pedes", tokenizer="/nowhere")
-    assert status == 0 and kinds(content) == {"tokens_not_counted": (NOTE, 16, [])}
-    assert "captions over 77 tokens were not counted: data.tokenizer: no tokenizer '/nowhere' found" in out
+    assert status == 1 and kinds(content) == {"no_tokenizer": (ERROR, 1, [])}
+    assert "train.py refuses: data.tokenizer: no tokenizer '/nowhere' found" in out and "set it to a hub name" in out
 
 
 MISTAKES = {
