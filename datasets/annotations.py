@@ -84,7 +84,7 @@ class Annotations:
 
 
 Adapter = Callable[[Path], Source]
-ADAPTERS: Registry[Adapter] = Registry("data set")
+ADAPTERS: Registry[Adapter] = Registry("data set", "datasets")
 
 
 def load_annotations(dataset: str, root: str | Path, *, val_ids: int = 0) -> Annotations:

@@ -28,7 +28,7 @@ class Steps(NamedTuple):
 
 Augmentation = Callable[..., Steps]  # (config, *, options) -> its transforms
 # Applied in order of registration, whatever the order in the config, as in anosorae/IRRA@cfc2378:datasets/build.py.
-AUGMENTATIONS: Registry[Augmentation] = Registry("augmentation")
+AUGMENTATIONS: Registry[Augmentation] = Registry("augmentation", "datasets")
 
 
 @AUGMENTATIONS.register("flip")

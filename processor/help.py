@@ -139,7 +139,7 @@ def _type_name(hint: Any) -> str:
         return f"{len(arguments)} x {_type_name(arguments[0])}"
     if origin is list:
         return "list" if arguments[0] is Any else f"list of {_type_name(arguments[0])}"
-    if origin is dict:
+    if origin is dict or dataclasses.is_dataclass(hint):
         return "mapping"
     return {int: "int", float: "float", bool: "bool", str: "text", Any: "any", type(None): "null"}.get(hint, str(hint))
 

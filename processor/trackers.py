@@ -40,7 +40,7 @@ class Tracker(ABC):
         """Write everything out; called once at the end."""
 
 
-TRACKERS: Registry[type[Tracker]] = Registry("tracker")
+TRACKERS: Registry[type[Tracker]] = Registry("tracker", "processor")
 
 
 @TRACKERS.register("tensorboard")

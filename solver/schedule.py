@@ -27,7 +27,7 @@ class Progress(NamedTuple):
 
 
 Schedule = Callable[..., float]  # (progress, base_lr, *, options) -> learning rate, constant within an epoch
-SCHEDULES: Registry[Schedule] = Registry("schedule")
+SCHEDULES: Registry[Schedule] = Registry("schedule", "solver")
 
 
 def lr_at(epoch: int, base_lr: float, *, name: str, epochs: int, **options: Any) -> float:

@@ -47,9 +47,15 @@ def name_of(path: Path) -> str:
 
 @pytest.fixture
 def examples(tmp_path: Path) -> Iterator[dict[str, ModuleType]]:
-    """The modules that docs/extending.md prints, imported as they stand, and forgotten afterwards."""
+    """The modules that docs/extending.md prints, imported as they stand, and forgotten afterwards.
+
+    A fork may have the same files, so their names are free meanwhile.
+    """
     modules: dict[str, ModuleType] = {}
-    before = [dict(registry._components) for registry in REGISTRIES]
+    before = [dict(registry._loaded()) for registry in REGISTRIES]
+    names = re.findall(r'^@\w+\.register\("(\w+)"\)', EXTENDING, re.M)
+    for registry, components in zip(REGISTRIES, before, strict=True):
+        registry._components = {name: one for name, one in components.items() if name not in names}
     for code in re.findall(r"```python\n(.*?)```", EXTENDING, re.S):
         stem = re.match(r"# [\w/]*?(\w+)\.py\n", code)[1]  # type: ignore[index]
         (tmp_path / f"{stem}.py").write_text(code)
@@ -236,14 +242,14 @@ def test_readme_is_short() -> None:
     assert README.count("\n") <= 150
 
 
-def test_the_listed_losses_are_all_there_are() -> None:
+def test_the_listed_losses_exist() -> None:
     (line,) = re.findall(r"^Losses: (.*?)\.", README, re.M)
-    assert set(re.findall(r"`(\w+)`", line)) == set(OBJECTIVES)
+    assert set(re.findall(r"`(\w+)`", line)) <= set(OBJECTIVES)
 
 
 def test_the_configuration_page_is_up_to_date() -> None:
-    """`python -m tools.write_configuration_page` writes it."""
-    assert (ROOT / "docs/configuration.md").read_text() == configuration_page()
+    current = (ROOT / "docs/configuration.md").read_text() == configuration_page()
+    assert current, "options have changed; run: python -m tools.write_configuration_page"
 
 
 @pytest.mark.parametrize("method", ["irra", "fmfa", "ivt", "rde", "lcr2s"])

@@ -34,7 +34,7 @@ def convert_fields(schema: type, data: Any, path: str, defaults: Any = None) -> 
         ConfigError: unknown key, value of the wrong type, missing value.
     """
     if not isinstance(data, Mapping):
-        raise ConfigError(f"{path}: must be a mapping of options, got {_shown(data)}")
+        raise ConfigError(f"{path}: must be a mapping of options, got {shown(data)}")
     hints, fields = typing.get_type_hints(schema), {field.name: field for field in dataclasses.fields(schema)}
     values = {name: _default(field) if defaults is None else getattr(defaults, name) for name, field in fields.items()}
     for key, value in data.items():
@@ -71,9 +71,7 @@ def convert(value: Any, hint: Any, path: str, declared: Option, default: Any = N
     if origin is dict and isinstance(value, Mapping):
         for key, item in value.items():
             if typing.get_origin(arguments[1]) is dict and not isinstance(item, Mapping):
-                raise ConfigError(
-                    f"{path}.{key}: must be a mapping of options, got {_shown(item)}; write {{}} for none"
-                )
+                raise ConfigError(f"{path}.{key}: must be a mapping of options, got {shown(item)}; write {{}} for none")
         given = {key: convert(item, arguments[1], f"{path}.{key}", declared) for key, item in value.items()}
         return {**default, **given} if isinstance(default, Mapping) else given
     if origin in (list, tuple) and (entries := _items(value, origin)) is not None:
@@ -85,9 +83,9 @@ def convert(value: Any, hint: Any, path: str, declared: Option, default: Any = N
         return text
     scalar = _scalar(value, hint)
     if scalar is None:
-        raise ConfigError(f"{path}: must be {in_words(hint)}, got {_shown(value)}{_fix(value, hint)}")
+        raise ConfigError(f"{path}: must be {in_words(hint)}, got {shown(value)}{_fix(value, hint)}")
     if isinstance(scalar, str) and "\0" in scalar:
-        raise ConfigError(f"{path}: must be a text without null bytes, got {_shown(value)}")
+        raise ConfigError(f"{path}: must be a text without null bytes, got {shown(value)}")
     if not declared.path or not isinstance(scalar, str):
         return scalar
     if not encodable(text := expanded(scalar)):  # of a home folder, for instance
@@ -132,7 +130,7 @@ def _convert_union(value: Any, hint: Any, path: str, declared: Option) -> Any:
             return convert(value, kind, path, declared)
         except ConfigError:
             continue
-    raise ConfigError(f"{path}: must be {in_words(hint)}, got {_shown(value)}{_fix(value, hint)}")
+    raise ConfigError(f"{path}: must be {in_words(hint)}, got {shown(value)}{_fix(value, hint)}")
 
 
 def _items(value: Any, kind: type) -> list[Any] | None:
@@ -168,7 +166,13 @@ def _scalar(value: Any, hint: Any) -> Any:
     return value if hint is int and isinstance(value, int) else None
 
 
-def _shown(value: Any) -> str:
+def fits(value: Any, kind: type) -> bool:
+    """True for a value of a scalar type as it stands; an integer is a number, and a truth value is neither."""
+    return isinstance(value, (int, float) if kind is float else kind) and isinstance(value, bool) <= (kind is bool)
+
+
+def shown(value: Any) -> str:
+    """A value for a message, as YAML spells it."""
     if isinstance(value, Plain):
         return shortened(str(value))
     return shortened("null" if value is None else spelling(value) if isinstance(value, bool) else repr(settled(value)))
@@ -192,7 +196,7 @@ def _fix(value: Any, hint: Any) -> str:
         return (
             "; write [] for none"
             if value is None
-            else f"; write [{_shown(value)}]"
+            else f"; write [{shown(value)}]"
             if isinstance(value, Mapping)
             else QUOTE_EACH
         )

@@ -1,6 +1,8 @@
 """Registries of components, for choice by name in YAML."""
 
 import difflib
+import importlib
+import pkgutil
 from collections.abc import Callable, Iterable, Iterator
 from typing import Generic, TypeVar
 
@@ -47,15 +49,23 @@ def _plainly(name: str) -> str:
     return name.lower().replace("-", "_").replace(" ", "_")
 
 
+def import_modules(package: str) -> None:
+    """Import every module of a package, in alphabetical order, so that they register their components."""
+    for module in pkgutil.iter_modules(importlib.import_module(package).__path__):
+        importlib.import_module(f"{package}.{module.name}")
+
+
 class Registry(Generic[T]):
     """Name -> component.
 
     Args:
         kind: word for a component in error messages, for instance "loss".
+        package: package whose modules may register components; they are imported before the first look-up.
     """
 
-    def __init__(self, kind: str) -> None:
+    def __init__(self, kind: str, package: str | None = None) -> None:
         self.kind = kind
+        self._package = package
         self._components: dict[str, T] = {}
 
     def register(self, name: str) -> Callable[[T], T]:
@@ -78,12 +88,18 @@ class Registry(Generic[T]):
         Raises:
             ConfigError: no component has this name.
         """
-        if name not in self._components:
-            raise ConfigError(f"{path}: unknown {self.kind} '{name}'; {did_you_mean(name, self._components)}")
+        if name not in self._loaded():
+            raise ConfigError(f"{path}: unknown {self.kind} '{name}'; {did_you_mean(name, self)}")
         return self._components[name]
 
     def values(self) -> Iterable[T]:
-        return self._components.values()
+        return self._loaded().values()
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._components)
+        return iter(self._loaded())
+
+    def _loaded(self) -> dict[str, T]:
+        if self._package is not None:
+            package, self._package = self._package, None
+            import_modules(package)
+        return self._components

@@ -44,7 +44,7 @@ class CLIPEncoder(Encoder):
         text_length: int,
         pretrained: bool,
         *,
-        embed_dim: Annotated[int, Option(ge=1)] = 512,
+        embed_dim: Annotated[int, Option(ge=1, le=1_000_000)] = 512,
         temperature: Temperature = 0.02,
         image: ImageOptions = ImageOptions(),
         text: TextOptions = TextOptions(),

@@ -35,7 +35,7 @@ class TokenSelectionEncoder(CLIPEncoder):
         text_length: int,
         pretrained: bool,
         *,
-        selected_dim: Annotated[int, Option(ge=2)] = 1024,
+        selected_dim: Annotated[int, Option(ge=2, le=1_000_000)] = 1024,
         ratio: Annotated[float, Option(gt=0, le=1)] = 0.3,
         bn: Literal["frozen", "batch"] = "frozen",
         **clip: Any,

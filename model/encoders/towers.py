@@ -20,6 +20,7 @@ from model.checkpoints.facts import Facts
 from model.checkpoints.files import read_weights, state_dict_of
 from model.checkpoints.grids import PatchGrid, fit_positions, patch_grid
 from model.checkpoints.grids import resize_position_grid as resize_position_grid
+from model.encoders.library_options import check_library_options
 from model.encoders.published import image_weights, no_weights, reason, text_config, text_weights
 from utils.checkpoint import load_state
 from utils.errors import CheckpointError, ConfigError
@@ -43,7 +44,7 @@ BAD_OPTIONS = (
     StrictDataclassError,
 )  # fmt: skip
 # Arguments of the model, unlike those of timm.create_model, name no file and no hub.
-VIT_OPTIONS = tuple(inspect.signature(VisionTransformer).parameters)
+VIT_OPTIONS = {name: one.default for name, one in inspect.signature(VisionTransformer).parameters.items()}
 NO_CODE = {"trust_remote_code": False}  # without it, transformers asks on the terminal whether to run a folder's code
 RESNETS = re.compile(r"(?i)(modified)?(rn\d|resnet|resnext|wide_resnet)")  # OpenAI's names and timm's
 VISION_TRANSFORMERS = ("vision_transformer", "vision_transformer_hybrid", "deit")  # modules of timm
@@ -115,12 +116,8 @@ def build_vit(options: ImageOptions, **settings: Any) -> VisionTransformer:
         raise ConfigError(
             f"model.image.arch: unknown timm model '{name}'; {did_you_mean(name, timm.list_models('vit_*'))}"
         )
-    for key in options.options:
-        if key not in VIT_OPTIONS:
-            raise ConfigError(
-                f"model.image.options.{key}: unknown key (model.image.pretrained=FILE takes a file of weights); "
-                f"{did_you_mean(str(key), VIT_OPTIONS)}"
-            )
+    files = " (model.image.pretrained=FILE takes a file of weights)"
+    check_library_options(options.options, VIT_OPTIONS, "model.image.options", files)
     try:
         model = timm.create_model(options.arch, pretrained=False, **settings, **options.options)
     except BAD_OPTIONS as error:
@@ -237,11 +234,9 @@ def _pretrained_vit(options: ImageOptions) -> VisionTransformer:
 
 
 def known_options(config: PretrainedConfig, options: Mapping[str, Any]) -> dict[str, Any]:
-    """All options of a text model with their defaults; raises `ConfigError` for an unknown one."""
+    """All options of a text model with their defaults; raises as `check_library_options`."""
     known: dict[str, Any] = {name: value for name, value in config.to_dict().items() if name != "_name_or_path"}
-    for name in options:
-        if name not in known:
-            raise ConfigError(f"model.text.options.{name}: unknown key; {did_you_mean(name, known)}")
+    check_library_options(options, known, "model.text.options")
     return known
 
 

@@ -1,8 +1,8 @@
 """Losses and their parameters. Importing this package registers all of them."""
 
-from model.objectives import distillation, fine_grained, identity, masked_language, matching, ranking  # noqa: F401
 from model.objectives.base import OBJECTIVES, EpochContext, MaskedMean, Metadata, Metrics, Objective, Step, Tokens
 from model.objectives.pair import PairObjective
+from utils.registry import import_modules
 
 __all__ = [
     "OBJECTIVES",
@@ -15,3 +15,5 @@ __all__ = [
     "Step",
     "Tokens",
 ]
+
+import_modules(__name__)

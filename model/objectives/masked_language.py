@@ -51,7 +51,7 @@ class MaskedLanguage(Objective):
         metadata: Metadata,
         *,
         weight: Weight = 1.0,
-        depth: Annotated[int, Option(ge=0)] = 4,
+        depth: Annotated[int, Option(ge=0, le=1000)] = 4,
         clean_captions: bool = False,
     ) -> None:
         super().__init__(weight=weight)

@@ -6,11 +6,11 @@ import pytest
 import torch
 import yaml
 
-from configs.legacy import SCHEDULE_0_1, upgrade
+from configs.legacy import SCHEDULE_0_1, SCHEDULE_OPTIONS, upgrade
 from configs.schema import load_config, parse_config
 from processor import training
 from processor.resolve import resolve
-from solver.schedule import SCHEDULES, schedule_options
+from solver.schedule import schedule_options
 from tests.helpers.configs import irra_config
 from tests.helpers.runs import lines_of
 from utils.checkpoint import load_checkpoint, save_checkpoint
@@ -21,7 +21,7 @@ DEFAULTS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", list(SCHEDULES))
+@pytest.mark.parametrize("name", list(SCHEDULE_OPTIONS))
 def test_every_schedule_keeps_its_options_and_no_others(name: str) -> None:
     assert set(DEFAULTS) | {"name"} == SCHEDULE_0_1
     data = upgrade({"solver": {"lr": 1.0, "schedule": {"name": name, **DEFAULTS}}})

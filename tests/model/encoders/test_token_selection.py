@@ -379,7 +379,7 @@ def test_it_runs_under_autocast() -> None:
     [
         ("model.ratio=0", r"model\.ratio: must be above 0 and at most 1, got"),
         ("model.ratio=1.2", r"model\.ratio: must be above 0 and at most 1, got"),
-        ("model.selected_dim=1", r"model\.selected_dim: must be at least 2"),
+        ("model.selected_dim=1", r"model\.selected_dim: must be from 2 to 1,000,000"),
         ("model.bn=none", r"model\.bn: "),
         ("model.image.arch=vit_base_patch16_siglip_224", r"model\.image\.arch: must have a class token"),
     ],
