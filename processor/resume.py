@@ -11,11 +11,12 @@ from model.encoders import ENCODERS
 from processor.resolve import resolve
 from processor.run_folder import began, run_config
 from processor.trainer import Trainer
+from processor.training_state import MOST, check_training_state, shown
 from solver.schedule import lr_at
 from utils.checkpoint import load_checkpoint, load_state
 from utils.config import leaves, to_plain, to_yaml
 from utils.distributed import rank
-from utils.errors import CheckpointError, ConfigError
+from utils.errors import CheckpointError, ConfigError, first_line
 from utils.files import write_text
 from utils.logger import LOGGER, json_line
 from utils.options import option_of, schema_of, walk
@@ -124,17 +125,29 @@ def last_state(run: Path) -> dict[str, Any]:
         content = load_checkpoint(path)
     except CheckpointError as error:
         with contextlib.suppress(CheckpointError):
-            epoch = load_checkpoint(best)["epoch"]
+            epoch = load_checkpoint(best).get("epoch", "unknown")
             error = CheckpointError(
                 f"{error}; the newest intact checkpoint is {best} (epoch {epoch}, without optimizer): "
                 f"train.py --config {run / 'config.yaml'} --set init.path={best} starts a new run from it"
             )
         raise error from None
-    if not isinstance(content.get("training"), dict):
+    state = content.get("training")
+    if not isinstance(state, dict):
         raise CheckpointError(
             f"{path}: has no training state to resume from; init.path={path} starts a new run from it"
         )
+    epoch = state.get("epoch")
+    if type(epoch) is not int or not 0 < epoch < MOST:
+        raise misfit(path, f"epoch: must be a count from 1, got {shown(epoch)}")
     return content
+
+
+def misfit(path: Path, reason: str) -> CheckpointError:
+    """The error for a checkpoint that cannot be resumed from, although its weights may be fine."""
+    return CheckpointError(
+        f"{path}: its training state does not fit this version ({reason}); init.path={path} starts a new run from its "
+        "weights"
+    )
 
 
 def check_inputs(trainer: Trainer, content: Mapping[str, Any], *, force: bool) -> None:
@@ -156,15 +169,14 @@ def restore(trainer: Trainer, content: Mapping[str, Any], *, force: bool = False
         ConfigError: as `check_inputs`.
     """
     path = trainer.run / "last.pt"
-    check_inputs(trainer, content, force=force)
     try:
+        check_inputs(trainer, content, force=force)
+        check_training_state(content, trainer)
         load_state(trainer.task, content["model"], path)
         trainer.load_state_dict(content["training"])
     except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-        raise CheckpointError(
-            f"{path}: its training state does not fit this version ({type(error).__name__}: {error}); "
-            f"init.path={path} starts a new run from its weights"
-        ) from None
+        reason = f"it has no {error}" if isinstance(error, KeyError) else first_line(error)
+        raise misfit(path, reason) from None
     if rank():
         return
     # A kill may leave one line more or less than the checkpoint has.

@@ -184,7 +184,7 @@ class Trainer:
             return {}
         self._merge_unreadable()
         found = self.train.pairs.images.unreadable()
-        known = self.history[-1]["bad_images"] if self.history else 0
+        known = self.history[-1].get("bad_images", 0) if self.history else 0
         if len(found) > known:
             LOGGER.warning(
                 "after epoch %d: replaced %d unreadable training images: %s "
@@ -262,11 +262,15 @@ class Trainer:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore a `state_dict`; the model's weights are loaded separately."""
+        """Restore a `state_dict` that `check_training_state` accepts; the model's weights are loaded separately.
+
+        The options of the optimizer are those of the config.
+        """
         self.epoch, self.batches, self.step = (int(state[name]) for name in ("epoch", "batches", "step"))
         self.record, self.history = dict(state["record"]), list(state["history"])
         self.trained = bool(state.get("trained", False))  # version 0.1 saved no epoch before its evaluation
-        self.optimizer.load_state_dict(state["optimizer"])
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": state["optimizer"]["state"], "param_groups": groups})
         self.scaler.load_state_dict(state["scaler"])
         states = state["objectives"] if "objectives" in state else _objectives_of_0_1(state["counted"])
         for name, module in self.task.named_objectives():
