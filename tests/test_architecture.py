@@ -86,7 +86,7 @@ def test_every_registered_name_appears_in_a_test() -> None:
     tests = "\n".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
     for registry in (ADAPTERS, AUGMENTATIONS, ENCODERS, FORMATS, OBJECTIVES, SCHEDULES, TRACKERS):
         for name in registry:
-            named = f'"{name}' in tests or f".{name}" in tests or f"'{name}" in tests
+            named = any(f"{before}{name}" in tests for before in ("'", '"', ".", "{", "name: ", "name="))
             assert named, f"{registry.kind} '{name}' has no test; add one that names it, see CONTRIBUTING.md"
 
 

@@ -62,7 +62,7 @@ FILES = {
     "base a list": ("base: [b.yaml]\n", r"a\.yaml: 'base' must be the name of one file"),
     "no losses": (
         "model: {name: clip}\n",
-        r"losses: needs at least one loss to train with; choose from .*mlm, sdm",
+        r"losses: needs at least one loss to train with; choose from .*id, .* others",
     ),
     "no encoder": ("losses: {sdm: {}}\n", r"model\.name: must be set, got None; choose from clip"),
     "null without base": (

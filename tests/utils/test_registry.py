@@ -1,5 +1,8 @@
 """Names in messages: the nearest one, or the nearest few of a long list."""
 
+import importlib
+from pathlib import Path
+
 import pytest
 
 from utils.registry import did_you_mean, listed, nearest
@@ -22,3 +25,16 @@ def test_a_long_list_is_shortened_to_the_nearest_few() -> None:
     assert did_you_mean("xyz_19", many).startswith("choose from option_19, ")
     assert did_you_mean("xyz", many).endswith(" and 14 others") and did_you_mean("x", []) == "choose from nothing"
     assert listed("abc") == "a, b, c" and listed("abcdefgh") == "a, b, c, d, e, f and 2 others"
+
+
+def test_the_modules_of_a_package_are_imported_before_the_first_look_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "some_package"
+    folder.mkdir()
+    (folder / "__init__.py").write_text("")
+    (folder / "parts.py").write_text("from utils.registry import Registry\nPARTS = Registry('part', 'some_package')\n")
+    (folder / "first.py").write_text("from some_package.parts import PARTS\nPARTS.register('first')(1)\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    parts = importlib.import_module("some_package.parts").PARTS
+    assert list(parts) == ["first"] and parts.get("first", "part") == 1

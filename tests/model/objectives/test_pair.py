@@ -38,9 +38,8 @@ def random_step(size: int = 6, index: Tensor | None = None, **batch: Tensor) -> 
     return objective_step((leaves[0], leaves[1]), pids=torch.tensor([0, 1, 2, 0, 3, 4]), index=index, **batch), leaves
 
 
-@pytest.mark.parametrize("name", ["sdm", "asdm", "itc", "cmpm", "tal", "trl"])
+@pytest.mark.parametrize("name", pair_objectives())
 def test_pairs_that_do_not_count_lose_their_own_terms_only(name: str) -> None:
-    assert name in pair_objectives()
     objective = OBJECTIVES.get(name, "")(METADATA, consensus="auto")
     step, leaves = random_step()
     losses = objective.pair_losses(step)[0].detach()  # type: ignore[operator]
@@ -56,8 +55,8 @@ def test_pairs_that_do_not_count_lose_their_own_terms_only(name: str) -> None:
     assert float(loss.detach()) == 0 and all(tensor.grad is not None and not tensor.grad.any() for tensor in leaves)
 
 
-def test_every_loss_with_a_value_for_each_pair_is_tested_above() -> None:
-    assert sorted(pair_objectives()) == ["asdm", "cmpm", "itc", "sdm", "tal", "trl"]
+def test_losses_on_embeddings_have_a_value_for_each_pair() -> None:
+    assert {"asdm", "cmpm", "itc", "sdm", "tal", "trl"} <= set(pair_objectives())
 
 
 def test_a_pair_with_several_rows_counts_by_its_index() -> None:
