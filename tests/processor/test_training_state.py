@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import train as train_program
+from processor import training
 from processor.resume import last_state, restore
 from processor.trainer import Trainer
 from processor.training_state import state_of_step
@@ -33,9 +33,9 @@ def resumed(root: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Train
     with pytest.MonkeyPatch.context() as patch:
         die_after(patch, 3)
         with pytest.raises(Killed):
-            train_program.train(config_of("rde", root, *more), run)
+            training.train(config_of("rde", root, *more), run)
         patch.setattr(Trainer, "fit", lambda self: trainers.append(self))
-        train_program.resume(run, [])
+        training.resume(run, [])
     return trainers[0], last_state(run)
 
 
