@@ -62,11 +62,11 @@ TRAIN_MISTAKES = {
     "tokenizer": (["data.tokenizer=/nowhere"], "error: data.tokenizer: no tokenizer '/nowhere' found"),
     "weights": (
         ["model.text={arch: openai/clip-vit-base-patch16, pretrained: true}"],
-        "error: a file of the config is not in the hub's cache, and cannot be downloaded",
+        "error: model.text.arch: cannot get the weights from the hub or its cache",
     ),
     "image weights": (
         ["model.image={arch: vit_base_patch16_clip_quickgelu_224.openai, pretrained: true}"],
-        "error: a file of the config is not in the hub's cache, and cannot be downloaded",
+        "error: model.image.arch: cannot get the weights from the hub or its cache",
     ),
     "rule": (["solver.rules=[{match: '('}]"], "error: solver.rules[0].match: must be a regular expression, got '('"),
     "root": (["data.root=/proc"], "/proc: cannot render the synthetic data set there"),

@@ -74,7 +74,7 @@ def test_a_scheduler_gets_a_checkpoint_at_the_next_step(
     config, run = config_of("irra", root, *FAST, NEVER_SAVED), tmp_path / "run"
     with monkeypatch.context() as patch:
         signal_in_step(patch, number, step=6)
-        patch.setattr(training, "load_config", lambda *_: config)
+        patch.setattr(train_program, "load_config", lambda *_: config)
         status, _, error = run_program(train_program.main, monkeypatch, capsys, "--config", "x", "--run", run)
     saved = load_checkpoint(run / "last.pt")["training"]
     assert (saved["epoch"], saved["batches"], saved["step"]) == (2, 2, 6)
