@@ -4,7 +4,7 @@ import numpy as np
 import numpy.typing as npt
 
 from configs.schema import DataConfig
-from utils.errors import ConfigError
+from utils.errors import ConfigError, first_line
 from utils.paths import in_full, why_not_a_file
 
 Index = npt.NDArray[np.int64]
@@ -53,9 +53,12 @@ def _read_index(path: str, n: int, rate: float) -> Index:
     if kind := why_not_a_file(path):
         raise ConfigError(f"data.noise_file: must be a .npy file, got {kind} ({path})")
     try:
-        index = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise ConfigError(f"data.noise_file: must be a .npy file, got {in_full(path)} ({error})") from None
+        # Mapped, so that a header with an immense shape allocates nothing.
+        index = np.load(path, mmap_mode="r", allow_pickle=False)
+    except Exception as error:  # NumPy raises errors of many types for damaged headers and archives
+        raise ConfigError(
+            f"data.noise_file: must be a .npy file, got {in_full(path)} ({first_line(error)[:200]})"
+        ) from None
     if not isinstance(index, np.ndarray) or index.ndim != 1 or index.dtype.kind not in "iu":
         raise ConfigError(f"data.noise_file: must hold a 1-D array of integers, got another content in {path}")
     if len(index) != n:

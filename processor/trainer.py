@@ -23,7 +23,7 @@ from processor.meters import Meters, NaNCheck
 from processor.reporting import EMA, SELECTED_BY, best_record, result_table
 from processor.saving import RunCheckpoints
 from processor.trackers import Tracker, build_trackers
-from solver.optimizer import set_lr
+from solver.optimizer import load_state, set_lr
 from solver.schedule import lr_at
 from utils.config import to_yaml
 from utils.distributed import Announcement, average_gradients, gather_objects, peak_memory, rank, world_size
@@ -262,15 +262,11 @@ class Trainer:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore a `state_dict` that `check_training_state` accepts; the model's weights are loaded separately.
-
-        The options of the optimizer are those of the config.
-        """
+        """Restore a `state_dict` that `check_training_state` accepts; the model's weights are loaded separately."""
         self.epoch, self.batches, self.step = (int(state[name]) for name in ("epoch", "batches", "step"))
         self.record, self.history = dict(state["record"]), list(state["history"])
         self.trained = bool(state.get("trained", False))  # version 0.1 saved no epoch before its evaluation
-        groups = self.optimizer.state_dict()["param_groups"]
-        self.optimizer.load_state_dict({"state": state["optimizer"]["state"], "param_groups": groups})
+        load_state(self.optimizer, state["optimizer"]["state"])
         self.scaler.load_state_dict(state["scaler"])
         states = state["objectives"] if "objectives" in state else _objectives_of_0_1(state["counted"])
         for name, module in self.task.named_objectives():

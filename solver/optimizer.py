@@ -1,8 +1,9 @@
 """Optimizer with few parameter groups, from regex rules."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
+from torch import Tensor
 from torch.nn import Parameter
 from torch.optim import Optimizer
 
@@ -44,6 +45,20 @@ def build_optimizer(config: SolverConfig, named_parameters: Iterable[tuple[str, 
         return torch.optim.SGD(settings, lr=config.lr, momentum=config.momentum, fused=True)
     adam: type[torch.optim.Adam] = torch.optim.Adam if config.optimizer == "adam" else torch.optim.AdamW
     return adam(settings, lr=config.lr, betas=(config.betas[0], config.betas[1]), eps=config.eps, fused=True)
+
+
+def load_state(optimizer: Optimizer, state: Mapping[int, Mapping[str, Tensor]]) -> None:
+    """Restore the state of the parameters; the options stay those of the config.
+
+    Args:
+        optimizer: optimizer of `build_optimizer`.
+        state: number of a parameter -> its tensors.
+    """
+    groups = optimizer.state_dict()["param_groups"]
+    optimizer.load_state_dict({"state": state, "param_groups": groups})
+    if state and isinstance(optimizer, torch.optim.SGD):  # its fused step takes momenta of all parameters or of none
+        for parameter in (parameter for group in optimizer.param_groups for parameter in group["params"]):
+            optimizer.state[parameter].setdefault("momentum_buffer", torch.zeros_like(parameter))
 
 
 def set_lr(optimizer: Optimizer, schedule: Callable[[float], float]) -> None:

@@ -1,7 +1,7 @@
 """Errors for users to fix."""
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     """First line of an error's message, or its type if there is none."""
     return (str(error).splitlines() or [type(error).__name__])[0]
 

@@ -4,6 +4,7 @@ import gzip
 import html
 import json
 import os
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -24,6 +25,7 @@ LEARNT = "captions"  # value of data.tokenizer: learn one from the training capt
 START, END, MASK = "<|startoftext|>", "<|endoftext|>", "<|mask|>"
 END_OF_WORD = "</w>"
 CLIP_MERGES = 48_894  # number of merges that CLIP uses; the file has a header line and more merges
+TRIAL = "A man in a grey shirt \u00e9 \u6f22"
 WORDS = r"(?i)'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # captions are encoded one by one in forked workers
@@ -108,8 +110,7 @@ class WordPieceTokenizer:
 
     @property
     def vocab_size(self) -> int:
-        size: int = self.backend.get_vocab_size()
-        return size
+        return max(self.backend.get_vocab().values()) + 1  # a hand-made vocabulary may leave out ids
 
     def encode(self, caption: str) -> Tensor:
         """Encode as int64 (text_length,): [CLS], tokens, zeros. A longer caption is cut, unlike in IVT's code."""
@@ -141,8 +142,23 @@ def build_tokenizer(name_or_path: str, text_length: int) -> TextTokenizer:
         text_length: tokens of an encoded caption, start and end included.
 
     Raises:
-        ConfigError: there is no such tokenizer, or it is neither CLIP's nor BERT's kind.
+        ConfigError: there is no such tokenizer, it is neither CLIP's nor BERT's kind, or it is damaged.
     """
+    try:
+        tokenizer = _built(name_or_path, text_length)
+        tokenizer.encode(TRIAL)
+        return tokenizer
+    except ConfigError:
+        raise
+    except BaseException as error:
+        if not _is_of_library(error):
+            raise
+        raise ConfigError(
+            f"data.tokenizer: damaged, got '{name_or_path}' ({first_line(error)}); copy it again"
+        ) from None
+
+
+def _built(name_or_path: str, text_length: int) -> TextTokenizer:
     path = Path(name_or_path)
     if path.is_file():
         lines = _lines(path)
@@ -226,7 +242,7 @@ def _lines(path: Path) -> list[str]:
     try:
         with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else open(path, encoding="utf-8") as file:
             return file.read().split("\n")
-    except (OSError, EOFError, UnicodeDecodeError) as error:
+    except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
         raise ConfigError(f"data.tokenizer: must be a readable text file, got {path} ({error})") from None
 
 
@@ -239,6 +255,11 @@ def _word_pieces(path: Path, lines: list[str]) -> Tokenizer:
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     return tokenizer
+
+
+def _is_of_library(error: BaseException) -> bool:
+    """True for an error of the tokenizers library: a bare exception, or a panic of Rust, which is none of Python's."""
+    return isinstance(error, Exception) or type(error).__name__ == "PanicException"
 
 
 def _merges_of_file(path: Path, lines: list[str]) -> list[tuple[str, str]]:
@@ -259,7 +280,9 @@ def _hugging_face(name_or_path: str) -> Tokenizer:
         load = partial(AutoTokenizer.from_pretrained, name_or_path, trust_remote_code=False)
         backend: Tokenizer = fetch(_published(name_or_path), load).backend_tokenizer
         return backend
-    except Exception as error:  # the tokenizers library raises bare exceptions, and others for damaged files
+    except BaseException as error:
+        if not _is_of_library(error):
+            raise
         if "custom code" in str(error):
             raise ConfigError(
                 f"data.tokenizer: must be a tokenizer without custom code, got '{name_or_path}', whose code is never "

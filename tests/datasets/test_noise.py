@@ -113,3 +113,40 @@ def test_a_file_that_is_missing_cut_or_an_archive_is_refused(root: Path, tmp_pat
 def test_a_device_is_no_noise_file() -> None:
     with pytest.raises(ConfigError, match=r"data\.noise_file: must be a \.npy file, got a device \(/dev/zero\)"):
         noise_index(DataConfig(noise_rate=0.5, noise_file="/dev/zero"), 4)
+
+
+def header(descr: object, shape: object) -> str:
+    return f"{{'descr': {descr!r}, 'fortran_order': False, 'shape': {shape}}}"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        header("<i8", (10**15,)),
+        header("<i8", (10**22,)),
+        header("<i8", (-1,)),
+        header("<i8", f"({'9' * 5000},)"),
+        header("|O", (32,)),
+        header([("a", "<i8")], (32,)),
+        header("<M8[s]", (32,)),
+        header({"a": 1}, (32,)),
+        header("<i8", (32,)) + " " * 20_000,
+        "-" * 9000 + "1",
+        "{'descr':",
+        "{[]: 1}",
+    ],
+    ids=lambda text: text[:40],
+)
+def test_a_hand_made_header_is_one_clear_line(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "noise.npy"
+    size = len(text).to_bytes(4, "little")
+    path.write_bytes(b"\x93NUMPY\x02\x00" + size + text.encode() + np.arange(32).tobytes())
+    with pytest.raises(ConfigError, match=r"data\.noise_file: must [^\n]*\Z"):
+        noise_index(DataConfig(noise_rate=0.5, noise_file=str(path)), 32)
+
+
+@pytest.mark.parametrize("content", [b"PK\x03\x04junk", b"PK\x05\x06" + bytes(18), b"\x80\x04\x95"])
+def test_a_broken_archive_or_pickle_is_refused(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "noise.npy").write_bytes(content)
+    with pytest.raises(ConfigError, match=r"data\.noise_file: must "):
+        noise_index(DataConfig(noise_rate=0.5, noise_file=str(tmp_path / "noise.npy")), 32)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from configs.schema import Rule, SolverConfig
-from solver.optimizer import build_optimizer, parameter_settings, set_lr
+from solver.optimizer import build_optimizer, load_state, parameter_settings, set_lr
 from tests.helpers.configs import tiny_config
 from tests.helpers.tasks import task_of
 from utils.errors import ConfigError
@@ -78,3 +78,13 @@ def test_rate_groups_of_the_fusion(root: Path) -> None:
         rates: dict[int, float] = {id(p): group["base_lr"] for group in groups for p in group["params"]}
         fusion: Tensor = task.encoder.fusion["image"].out.weight  # type: ignore[index, union-attr, assignment]
         assert rates[id(fusion)] == pytest.approx(5e-5)
+
+
+def test_sgd_resumes_with_momenta_of_some_parameters() -> None:
+    """Fused SGD takes momenta of all parameters or of none."""
+    model = torch.nn.Linear(2, 2)
+    optimizer = build_optimizer(SolverConfig(optimizer="sgd"), model.named_parameters())
+    load_state(optimizer, {0: {"momentum_buffer": torch.ones(2, 2)}})
+    model(torch.ones(1, 2)).sum().backward()
+    optimizer.step()
+    assert torch.equal(optimizer.state[model.bias]["momentum_buffer"], model.bias.grad)

@@ -149,6 +149,44 @@ def test_a_merges_file_cut_short_is_refused(packed: bool, part: float, tmp_path:
         build_tokenizer(str(path), 77)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda model: model["merges"].__setitem__(3, ["qq", "zz"]),  # outside the vocabulary
+        lambda model: model["merges"].__setitem__(3, model["merges"][4]),
+        lambda model: model["vocab"].update(a=-4),
+        lambda model: model["vocab"].update(a=5000),
+        lambda model: model.update(merges=[]),
+        lambda model: model.update(type="WordPiece", vocab={"[PAD]": 0, "[CLS]": 1}, unk_token="[UNK]"),
+        lambda model: model.update(continuing_subword_prefix=3),
+    ],
+)
+def test_a_hand_made_tokenizer_is_a_clear_error(change, tmp_path: Path) -> None:
+    train_tokenizer(CORPUS, tmp_path / "a", vocab_size=600)
+    content = json.loads((tmp_path / "a/tokenizer.json").read_text())
+    change(content["model"])
+    (tmp_path / "a/tokenizer.json").write_text(json.dumps(content))
+    with pytest.raises(ConfigError, match=r"data\.tokenizer: "):
+        build_tokenizer(str(tmp_path / "a"), 77)
+
+
+@pytest.mark.parametrize("line", ["qqzz xxyy", "\u6f22 \u5b57", "i n"])
+def test_a_merges_file_with_odd_symbols_is_damaged(line: str, tmp_path: Path) -> None:
+    lines = gzip.decompress(MERGES_FILE.read_bytes()).decode().split("\n")
+    lines[7] = line
+    (tmp_path / "merges.txt").write_text("\n".join(lines), encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"data\.tokenizer: damaged, got .*merges\.txt.*out of vocabulary"):
+        build_tokenizer(str(tmp_path / "merges.txt"), 77)
+
+
+def test_flipped_bits_in_a_packed_file_are_named(tmp_path: Path) -> None:
+    content = bytearray(MERGES_FILE.read_bytes())
+    content[5000] ^= 255
+    (tmp_path / "merges.txt.gz").write_bytes(content)
+    with pytest.raises(ConfigError, match=r"data\.tokenizer: must be a readable text file, got .*merges\.txt\.gz"):
+        build_tokenizer(str(tmp_path / "merges.txt.gz"), 77)
+
+
 # --- WordPiece --------------------------------------------------------------------------------------------------------
 
 
@@ -206,3 +244,9 @@ def test_a_vocabulary_without_padding_first_or_unknown_words_is_refused(lines: l
     (tmp_path / "vocab.txt").write_text("\n".join(lines))
     with pytest.raises(ConfigError, match=r"data\.tokenizer: a BERT vocabulary must start with \[PAD\] .*vocab\.txt"):
         build_tokenizer(str(tmp_path / "vocab.txt"), 10)
+
+
+def test_ids_beyond_the_vocabulary_count_as_tokens(tmp_path: Path) -> None:
+    folder = bert_vocabulary(tmp_path / "bert")
+    (tmp_path / "bert/vocab.txt").write_text("\n".join([*PIECES, "a", "coat"]) + "\n")  # "a" for the second time
+    assert build_tokenizer(str(folder / "vocab.txt"), 8).vocab_size == len(PIECES) + 2
