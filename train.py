@@ -10,14 +10,16 @@ import argparse
 from configs.arguments import Parser
 from configs.schema import load_config
 from utils.errors import ConfigError
-from utils.exit import exit_on_user_error
+from utils.exit import exit_on_user_error, leave
 from utils.launcher import adopt_launcher
 from utils.paths import expand
 
 
-def main() -> None:
+def main() -> argparse.Namespace:
     with exit_on_user_error():
-        run(parse_arguments())
+        arguments = parse_arguments()
+        run(arguments)
+    return arguments
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -74,4 +76,6 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    done = main()
+    if done.print_config or done.help_config is not None:
+        leave()
