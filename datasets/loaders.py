@@ -14,13 +14,13 @@ from datasets.images import Images
 from datasets.pairs import GalleryImages, QueryCaptions, TrainPairs
 from datasets.samplers import IdentityBatches, LocalMicroBatches, RandomBatches
 from datasets.shared_memory import require_shared_memory
+from datasets.text.learning import learn_merges
 from datasets.text.levels import check_levels
 from datasets.text.tokenizers import (
     LEARNT,
     ClipTokenizer,
     TextTokenizer,
     build_tokenizer,
-    learn_merges,
     merges_in_place_of,
 )
 from datasets.transforms import build_transform

@@ -48,7 +48,7 @@ def signals_raise() -> Iterator[None]:
 def importing() -> Iterator[None]:
     """Import libraries in the body. A signal ends the program at once, because libraries catch exceptions.
 
-    The garbage collector is off, which takes a fifth of the time and finds nothing. Later it leaves the libraries alone.
+    Garbage collection is off, which takes a fifth of the time and finds nothing. Later it skips the libraries.
     """
     collects = gc.isenabled()
     gc.disable()

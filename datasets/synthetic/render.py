@@ -17,7 +17,7 @@ from tqdm import tqdm
 from datasets.synthetic.captions import Caption, describe
 from datasets.synthetic.pedestrian import draw
 from datasets.synthetic.people import Identity, Rng, View, random_identity, random_view
-from datasets.text.tokenizers import train_tokenizer
+from datasets.text.learning import train_tokenizer
 from utils.paths import naming
 
 FOLDER = "SyntheticPEDES"

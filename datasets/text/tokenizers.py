@@ -5,7 +5,7 @@ import html
 import json
 import os
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Protocol
 import ftfy
 import torch
 from ftfy.fixes import fix_surrogates
-from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
+from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers
 from torch import Tensor
 
 from datasets.text.merges import OPENAI, installed_merges
@@ -70,10 +70,10 @@ class ClipTokenizer:
 
     def __post_init__(self) -> None:
         kept = list(self.merges[:-1])
-        vocab = _vocabulary(kept)
+        vocab = vocabulary(kept)
         model = models.BPE(vocab=vocab, merges=kept, end_of_word_suffix=END_OF_WORD)
         tokenizer = Tokenizer(model)
-        tokenizer.pre_tokenizer = _pre_tokenizer()
+        tokenizer.pre_tokenizer = pre_tokenizer()
         tokenizer.add_special_tokens([AddedToken(text, normalized=False) for text in (MASK, START, END)])
         object.__setattr__(self, "_tokenizer", tokenizer)  # sets a field of a frozen dataclass
         object.__setattr__(self, "mask_id", len(vocab))
@@ -194,44 +194,13 @@ def _published(name: str) -> Published:
     return Published("data.tokenizer", "tokenizer", name, files)
 
 
-def train_tokenizer(captions: Iterable[str], folder: Path, *, vocab_size: int = 1024) -> None:
-    """Learn a byte-pair vocabulary of CLIP's kind and write it as a Hugging Face tokenizer.
-
-    Args:
-        captions: texts to learn from.
-        folder: folder to create, for `build_tokenizer`.
-        vocab_size: largest size of the vocabulary, byte symbols and special tokens included.
-    """
-    merges = learn_merges(captions, vocab_size=vocab_size)
-    vocab = _vocabulary(merges) | {START: 512 + len(merges), END: 513 + len(merges)}
-    finished = Tokenizer(models.BPE(vocab=vocab, merges=merges, end_of_word_suffix=END_OF_WORD))
-    finished.pre_tokenizer = _pre_tokenizer()
-    folder.mkdir(parents=True)
-    (folder / "tokenizer.json").write_text(finished.to_str(pretty=True), encoding="utf-8")
-    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": START, "eos_token": END}
-    (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n")
-
-
-def learn_merges(captions: Iterable[str], *, vocab_size: int = 1024) -> list[tuple[str, str]]:
-    """Learn byte-pair merges; the same captions give the same ones in any order."""
-    learner = Tokenizer(models.BPE(end_of_word_suffix=END_OF_WORD))
-    learner.pre_tokenizer = _pre_tokenizer()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size - 2,
-        special_tokens=list(_vocabulary([])),  # fixes their ids, which decide ties between merges
-        end_of_word_suffix=END_OF_WORD,
-        show_progress=False,
-    )
-    learner.train_from_iterator((clean(caption) for caption in captions), trainer)
-    return [(first, second) for first, second in json.loads(learner.to_str())["model"]["merges"]]
-
-
-def _pre_tokenizer() -> pre_tokenizers.PreTokenizer:
+def pre_tokenizer() -> pre_tokenizers.PreTokenizer:
+    """CLIP's split of a text into words, and of words into byte symbols."""
     words = pre_tokenizers.Split(Regex(WORDS), behavior="removed", invert=True)
     return pre_tokenizers.Sequence([words, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
 
 
-def _vocabulary(merges: Sequence[tuple[str, str]]) -> dict[str, int]:
+def vocabulary(merges: Sequence[tuple[str, str]]) -> dict[str, int]:
     """Token -> id. CLIP orders the byte symbols by code point."""
     symbols = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokens = [*symbols, *(symbol + END_OF_WORD for symbol in symbols), *("".join(pair) for pair in merges)]
@@ -298,7 +267,7 @@ def _hugging_face(name_or_path: str) -> Tokenizer:
 
 def _merges(model: Mapping[str, Any], name_or_path: str) -> list[tuple[str, str]]:
     merges = [tuple(pair.split(" ") if isinstance(pair, str) else pair) for pair in model.get("merges", [])]
-    built = _vocabulary(merges)
+    built = vocabulary(merges)
     if not merges or any(model["vocab"].get(token) != number for token, number in built.items()):
         raise ConfigError(f"data.tokenizer: must be a byte-pair tokenizer of CLIP's kind, got '{name_or_path}'")
     return merges

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from configs.schema import DataConfig
 from datasets.loaders import data_tokenizer
-from datasets.text.tokenizers import ClipTokenizer, build_tokenizer, clean, learn_merges, train_tokenizer
+from datasets.text.learning import learn_merges, train_tokenizer
+from datasets.text.tokenizers import ClipTokenizer, build_tokenizer, clean
 from tests.helpers.configs import GOLDEN
 from tests.helpers.fuzzing import FUZZ
 from utils.errors import ConfigError
