@@ -46,8 +46,8 @@ def main() -> None:
     parser.add_argument(
         "--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="override the config"
     )
-    arguments = parser.parse_args()
     with exit_on_user_error():
+        arguments = parser.parse_args()
         one_process("test.py")
         start_logging()
         evaluate(arguments)

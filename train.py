@@ -66,8 +66,8 @@ def main() -> None:
     parser.add_argument(
         "--force", action="store_true", help="with --resume: allow changes that make another experiment"
     )
-    arguments = parser.parse_args()
     with exit_on_user_error():
+        arguments = parser.parse_args()
         adopt_launcher()
         if arguments.help_config is not None:
             print(config_help(arguments.help_config))

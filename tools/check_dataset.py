@@ -21,6 +21,7 @@ from datasets.loaders import num_workers
 from datasets.text.tokenizers import clean
 from tools import dataset_checks as checks
 from tools.dataset_checks import LEVELS, OFFICIAL, Finding, Look, Seen, Text
+from utils.arguments import positive
 from utils.errors import ConfigError, DataError
 from utils.exit import exit_on_user_error
 from utils.logger import format_table
@@ -70,8 +71,8 @@ def main() -> None:
     )
     parser.add_argument("--headers-only", action="store_true", help="do not decode the images (for network disks)")
     parser.add_argument("--workers", type=positive, help="threads that read images; default: one per core, at most 8")
-    options = parser.parse_args()
     with exit_on_user_error():
+        options = parser.parse_args()
         adapters = {name: ADAPTERS.get(name, "data set") for name in options.datasets}
         seen: Seen = {}
         reports = []
@@ -82,13 +83,6 @@ def main() -> None:
             write_json(options.json, reports)
         if not all(report.would_train for report in reports):
             sys.exit(1)
-
-
-def positive(text: str) -> int:
-    """Parse a command line option that counts something."""
-    if (number := int(text)) < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, got {number}")
-    return number
 
 
 def check(name: str, adapter: Adapter, options: argparse.Namespace, seen: Seen) -> Report:

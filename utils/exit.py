@@ -30,7 +30,11 @@ def exit_on_user_error() -> Iterator[None]:
     end_on_sigterm()
     try:
         check_arguments()
-        yield
+        try:
+            yield
+        except SystemExit:  # argparse has printed its help
+            sys.stdout.flush()
+            raise
         sys.stdout.flush()
     except (KeyboardInterrupt, Terminated) as error:
         print("\n".join([str(error) or "interrupted", *notes(error)]), file=sys.stderr)
