@@ -9,12 +9,15 @@ from model.build import build_task
 from model.task import RetrievalTask
 from model.teacher import CachedTeacher, Teacher
 from utils.distributed import default_device
+from utils.errors import ConfigError
 
 WAYS = ("baseline", "cached teacher", "teacher in every step")
 
 
 def build(way: str, config: Config, teacher_config: Config | None = None) -> RetrievalTask:
     """A student with random weights; the baseline is the student without distillation losses."""
+    if not any("distill" in name for name in config.losses):
+        raise ConfigError("--config: needs distillation losses, as configs/lcr2s.yaml has, got none")
     losses = {name: options for name, options in config.losses.items() if way != WAYS[0] or "distill" not in name}
     task = build_task(Config(data=config.data, model=config.model, losses=losses), 10, weights=False, teacher=False)
     if way == WAYS[0]:

@@ -9,6 +9,8 @@ from torch import Tensor
 
 from benchmarks.common.profiling import in_fresh_process, measured
 from model.objectives import fine_grained
+from utils.arguments import positive
+from utils.exit import exit_on_user_error
 
 Matches = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
@@ -41,15 +43,16 @@ def measure(matches: Matches, pairs: int, length: int, patches: int, dim: int) -
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--pairs", type=int, default=64)
-    parser.add_argument("--length", type=int, default=77)
-    parser.add_argument("--patches", type=int, default=192)
-    parser.add_argument("--dim", type=int, default=512)
-    args = parser.parse_args()
-    taken = []
-    for matches in (fine_grained.best_matches, dense_matches):
-        seconds, peak, value = in_fresh_process(measure, matches, args.pairs, args.length, args.patches, args.dim)
-        taken.append((seconds, peak))
-        print(f"{matches.__name__:13} {seconds:.2f} s  {peak:.0f} MB  efa {value:.5f}")
-    (fast, small), (slow, large) = taken
-    print(f"blocks / dense: time {fast / slow:.2f}, memory 1/{large / small:.1f}")
+    parser.add_argument("--pairs", type=positive, default=64)
+    parser.add_argument("--length", type=positive, default=77)
+    parser.add_argument("--patches", type=positive, default=192)
+    parser.add_argument("--dim", type=positive, default=512)
+    with exit_on_user_error():
+        args = parser.parse_args()
+        taken = []
+        for matches in (fine_grained.best_matches, dense_matches):
+            seconds, peak, value = in_fresh_process(measure, matches, args.pairs, args.length, args.patches, args.dim)
+            taken.append((seconds, peak))
+            print(f"{matches.__name__:13} {seconds:.2f} s  {peak:.0f} MB  efa {value:.5f}")
+        (fast, small), (slow, large) = taken
+        print(f"blocks / dense: time {fast / slow:.2f}, memory 1/{large / small:.1f}")

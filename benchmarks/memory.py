@@ -5,23 +5,27 @@ from collections.abc import Sequence
 import torch
 
 from benchmarks.common.profiling import in_fresh_process, measured
-from benchmarks.common.random_batch import random_batch
+from benchmarks.common.random_batch import random_batch, require_fields
 from configs.arguments import Parser
 from configs.schema import Config, load_config
 from model.build import build_task
 from processor.gradient_cache import backward
 from processor.resolve import resolve
+from utils.arguments import positive
 from utils.batch import Batch, MicroBatch
 from utils.distributed import default_device, describe_device, peak_memory
-from utils.sharding import split_batch
+from utils.errors import ConfigError
+from utils.exit import exit_on_user_error
+from utils.sharding import shard_sizes, split_batch
 
 CHECKPOINTING = ("model.image.checkpointing=true", "model.text.checkpointing=true")
 
 
 def split(batch: Batch, micro_batches: int) -> list[MicroBatch]:
     """Split a batch in the same way as the data loader."""
-    shards = split_batch(len(batch["index"]), micro_batches)
-    fields = zip(*(value.chunk(micro_batches) for value in batch.values()), strict=True)
+    size = len(batch["index"])
+    shards, sizes = split_batch(size, micro_batches), shard_sizes(size, micro_batches)
+    fields = zip(*(value.split(sizes) for value in batch.values()), strict=True)
     return [
         MicroBatch(dict(zip(batch, values, strict=True)), shard) for values, shard in zip(fields, shards, strict=True)
     ]
@@ -33,6 +37,7 @@ def step(config: Config, size: int) -> tuple[float, float, float]:
     device = default_device()
     task = build_task(config, 10, weights=False, teacher=False).to(device).train()
     batch = random_batch(config, size, task.encoder.vocab_size)
+    require_fields(batch, task)
     fields = {name: batch[name] for name in ("images", "caption_ids", "pids", "index")}
     micro_batches = split(fields, config.train.accumulate)
 
@@ -68,11 +73,14 @@ def main() -> None:
     parser = Parser(description=__doc__)
     parser.add_argument("--config", default="configs/baseline.yaml", help="default: configs/baseline.yaml")
     parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="override it")
-    parser.add_argument("--batch", type=int, default=32, help="pairs in a step; default: 32")
-    parser.add_argument("--micro-batches", type=int, nargs="+", default=[1, 2, 4, 8], help="default: 1 2 4 8")
-    arguments = parser.parse_args()
-    print(f"{describe_device(default_device())}, {arguments.config}, {arguments.batch} pairs")
-    print(table(arguments.config, arguments.set, arguments.batch, arguments.micro_batches))
+    parser.add_argument("--batch", type=positive, default=32, help="pairs in a step; default: 32")
+    parser.add_argument("--micro-batches", type=positive, nargs="+", default=[1, 2, 4, 8], help="default: 1 2 4 8")
+    with exit_on_user_error():
+        arguments = parser.parse_args()
+        if (most := max(arguments.micro_batches)) > arguments.batch:
+            raise ConfigError(f"--micro-batches: must be at most --batch ({arguments.batch}), got {most}")
+        print(f"{describe_device(default_device())}, {arguments.config}, {arguments.batch} pairs")
+        print(table(arguments.config, arguments.set, arguments.batch, arguments.micro_batches))
 
 
 if __name__ == "__main__":

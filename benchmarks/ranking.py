@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 from benchmarks.common.profiling import in_fresh_process, measured
+from utils.arguments import positive
+from utils.exit import exit_on_user_error
 from utils.metrics import streamed_metrics
 
 
@@ -36,15 +38,16 @@ def measure(metrics: Callable[..., dict[str, float]], size: int, dim: int) -> tu
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--size", type=int, default=19848, help="queries, and gallery items (default: ICFG-PEDES)")
-    parser.add_argument("--dim", type=int, default=512)
-    args = parser.parse_args()
-    half_free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
-    both = min(args.size, math.isqrt(half_free // 32))  # size at which the argsort fits, with 32 bytes per pair
-    taken = {}
-    for metrics, size in [(streamed_metrics, args.size), (streamed_metrics, both), (plain_metrics, both)]:
-        seconds, peak, values = in_fresh_process(measure, metrics, size, args.dim)
-        taken[metrics] = seconds, peak
-        print(f"{metrics.__name__:17} {size} x {size}  {seconds:.2f} s  {peak:.0f} MB  mAP {values['mAP']:.3f}")
-    (fast, small), (slow, large) = taken.values()
-    print(f"streamed / plain at {both}: time 1/{slow / fast:.1f}, memory 1/{large / small:.1f}")
+    parser.add_argument("--size", type=positive, default=19848, help="queries, and gallery items (default: ICFG-PEDES)")
+    parser.add_argument("--dim", type=positive, default=512)
+    with exit_on_user_error():
+        args = parser.parse_args()
+        half_free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+        both = min(args.size, math.isqrt(half_free // 32))  # size at which the argsort fits, with 32 bytes per pair
+        taken = {}
+        for metrics, size in [(streamed_metrics, args.size), (streamed_metrics, both), (plain_metrics, both)]:
+            seconds, peak, values = in_fresh_process(measure, metrics, size, args.dim)
+            taken[metrics] = seconds, peak
+            print(f"{metrics.__name__:17} {size} x {size}  {seconds:.2f} s  {peak:.0f} MB  mAP {values['mAP']:.3f}")
+        (fast, small), (slow, large) = taken.values()
+        print(f"streamed / plain at {both}: time 1/{slow / fast:.1f}, memory 1/{large / small:.1f}")

@@ -30,6 +30,7 @@ from processor.resolve import resolve
 from processor.saving import in_precision
 from utils.checkpoint import load_checkpoint, save_checkpoint
 from utils.errors import CheckpointError
+from utils.exit import exit_on_user_error
 from utils.integrity import file_hash
 
 SMALL = [
@@ -157,15 +158,17 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--damaged", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=1)
-    arguments = parser.parse_args()
-    draw = random.Random(arguments.seed)
-    with tempfile.TemporaryDirectory() as folder:
-        counts = kills(Path(folder), arguments.kills, draw)
-        print(
-            f"{counts['kills']} kills: {counts['equal runs']} of {counts['runs']} finished runs are equal", flush=True
-        )
-        for name, outcomes in damaged(Path(folder), arguments.damaged, draw):
-            print(f"{name}: {', '.join(f'{count} {what}' for what, count in sorted(outcomes.items()))}", flush=True)
+    with exit_on_user_error():
+        arguments = parser.parse_args()
+        draw = random.Random(arguments.seed)
+        with tempfile.TemporaryDirectory() as folder:
+            counts = kills(Path(folder), arguments.kills, draw)
+            print(
+                f"{counts['kills']} kills: {counts['equal runs']} of {counts['runs']} finished runs are equal",
+                flush=True,
+            )
+            for name, outcomes in damaged(Path(folder), arguments.damaged, draw):
+                print(f"{name}: {', '.join(f'{count} {what}' for what, count in sorted(outcomes.items()))}", flush=True)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ from model.build import build_task
 from model.encoders.clip import CLIPEncoder
 from model.task import RetrievalTask
 from utils.distributed import default_device
+from utils.errors import ConfigError
 
 WAYS = ("clip", "token selection", "token selection, weights of all blocks")
 
@@ -13,6 +14,8 @@ WAYS = ("clip", "token selection", "token selection, weights of all blocks")
 def build(way: str, config: Config) -> RetrievalTask:
     """RDE with random weights, without its second embedding, or with attention weights in every block."""
     model = dict(config.model)
+    if model["name"] != "token_selection":
+        raise ConfigError(f"--config: needs model.name=token_selection, as configs/rde.yaml has, got {model['name']}")
     if way == WAYS[0]:
         model = {name: model[name] for name in ("embed_dim", "temperature", "image", "text")} | {"name": "clip"}
     losses = {name: {**options, "consensus": None} for name, options in config.losses.items()}

@@ -59,8 +59,8 @@ def main() -> None:
     parser.add_argument(
         "--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="override the config of every run"
     )
-    arguments = parser.parse_args()
     with exit_on_user_error():
+        arguments = parser.parse_args()
         runs = list(planned(arguments.ablation, arguments.runs, arguments.seeds, arguments.set))
         if not runs:
             raise ConfigError(f"{arguments.ablation}: needs at least one row and one seed")

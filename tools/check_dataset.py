@@ -23,6 +23,7 @@ from datasets.workers import num_workers
 from tools import dataset_checks as checks
 from tools.dataset_checks import LEVELS, OFFICIAL, Finding, Look, Seen, Text
 from tools.training_checks import training_findings
+from utils.arguments import positive
 from utils.errors import ConfigError, DataError
 from utils.exit import exit_on_user_error
 from utils.logger import format_table
@@ -77,8 +78,8 @@ def main() -> None:
     parser.add_argument("--text-length", type=positive, help="tokens of a caption; default: the config's, or 77")
     parser.add_argument("--headers-only", action="store_true", help="do not decode the images (for network disks)")
     parser.add_argument("--workers", type=positive, help="threads that read images; default: one per core, at most 8")
-    options = parser.parse_args()
     with exit_on_user_error():
+        options = parser.parse_args()
         if not (options.datasets or options.config):
             parser.error("a data set or --config is required")
         if options.set and not options.config:
@@ -95,13 +96,6 @@ def main() -> None:
             write_json(options.json, reports)
         if not all(report.would_train for report in reports):
             sys.exit(1)
-
-
-def positive(text: str) -> int:
-    """Parse a command line option that counts something."""
-    if (number := int(text)) < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, got {number}")
-    return number
 
 
 def config_of(options: argparse.Namespace, name: str) -> Config:

@@ -36,8 +36,8 @@ def main() -> None:
     parser.add_argument(
         "--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="override the config"
     )
-    arguments = parser.parse_args()
     with exit_on_user_error():
+        arguments = parser.parse_args()
         rows = read_out(arguments.run, arguments.split, arguments.checkpoint, arguments.set)
         print(metrics_table(rows, f"one view, {arguments.split}"))
 

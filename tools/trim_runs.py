@@ -21,8 +21,8 @@ def main() -> None:
     parser.add_argument("folder", type=expand, nargs="+", help="run folders, or folders that hold some")
     parser.add_argument("--apply", action="store_true", help="write the smaller files; default: list them only")
     parser.add_argument("--precision", choices=DTYPES, help="also store all weights in this precision")
-    arguments = parser.parse_args()
     with exit_on_user_error():
+        arguments = parser.parse_args()
         start_logging()
         rows, freed = [], 0
         for run in run_folders(arguments.folder):

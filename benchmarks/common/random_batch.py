@@ -3,8 +3,10 @@
 import torch
 
 from configs.schema import Config
+from model.task import RetrievalTask
 from utils.batch import Batch
 from utils.distributed import default_device
+from utils.errors import ConfigError
 
 NUM_PAIRS = 1000  # size of the imagined training set
 
@@ -31,3 +33,12 @@ def random_batch(config: Config, size: int, vocab_size: int) -> Batch:
         batch[f"support_{kind}_mask"] = torch.ones(size, number, dtype=torch.bool)
         batch[f"support_{kind}_pairs"] = torch.randint(NUM_PAIRS, (size, number))
     return {name: value.to(default_device()) for name, value in batch.items()}
+
+
+def require_fields(batch: Batch, task: RetrievalTask) -> None:
+    """Raise `ConfigError` if the config's losses read fields that random batches lack."""
+    if missing := task.inputs - batch.keys():
+        raise ConfigError(
+            f"--config: its losses need {', '.join(sorted(missing))}, which random batches lack; choose a config "
+            "without them, such as configs/baseline.yaml"
+        )

@@ -5,11 +5,13 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 
-from benchmarks.common.random_batch import random_batch
+from benchmarks.common.random_batch import random_batch, require_fields
 from configs.schema import Config, load_config
 from model.task import RetrievalTask
+from utils.arguments import positive
 from utils.batch import Batch
 from utils.distributed import default_device, describe_device
+from utils.exit import exit_on_user_error
 
 
 def steps_program(
@@ -25,14 +27,17 @@ def steps_program(
     """
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--config", default=default, help=f"default: {default}")
-    parser.add_argument("--batch", type=int, default=8, help="pairs in a step; default: 8")
-    parser.add_argument("--steps", type=int, default=5, help="timed steps of each task, in turns; default: 5")
-    arguments = parser.parse_args()
-    config = load_config(arguments.config)
-    tasks = {way: build(way, config).train() for way in ways}
-    batch = random_batch(config, arguments.batch, tasks[ways[0]].encoder.vocab_size)
-    print(f"{describe_device(default_device())}, {arguments.batch} pairs, {arguments.steps} steps each, fp32")
-    print(compare_steps(tasks, batch, arguments.steps))
+    parser.add_argument("--batch", type=positive, default=8, help="pairs in a step; default: 8")
+    parser.add_argument("--steps", type=positive, default=5, help="timed steps of each task, in turns; default: 5")
+    with exit_on_user_error():
+        arguments = parser.parse_args()
+        config = load_config(arguments.config)
+        tasks = {way: build(way, config).train() for way in ways}
+        batch = random_batch(config, arguments.batch, tasks[ways[0]].encoder.vocab_size)
+        for task in tasks.values():
+            require_fields(batch, task)
+        print(f"{describe_device(default_device())}, {arguments.batch} pairs, {arguments.steps} steps each, fp32")
+        print(compare_steps(tasks, batch, arguments.steps))
 
 
 def compare_steps(tasks: Mapping[str, RetrievalTask], batch: Batch, steps: int) -> str:

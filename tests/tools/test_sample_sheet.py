@@ -1,5 +1,7 @@
 """tools/sample_sheet.py: a sheet of rendered pedestrians with their captions."""
 
+import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -22,5 +24,28 @@ def test_sample_sheet(rendered: Path, tmp_path: Path, capsys: pytest.CaptureFixt
     with Image.open(out) as sheet:
         assert sheet.width == 4 * sample_sheet.CELL[0] and sheet.height > 3 * sample_sheet.CELL[1]
     assert str(out) in capsys.readouterr().out
-    with pytest.raises(SystemExit, match="--count: must be from 1 to 5"):
-        sample_sheet.main(["--root", str(rendered.parent), "--out", str(out), "--count", "6"])
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--count", "6"], "error: --count: must be from 1 to 5"),
+        (["--seed", "-1"], "error: --seed: must be at least 0, got -1"),
+        (["--out", "/dev/full"], "error: /dev/full: cannot be written (No space left on device)"),
+        (["--root", "/proc/none"], "error: /proc/none: cannot be written (No such file or directory)"),
+    ],
+)
+def test_mistakes_and_a_full_disk_end_in_one_line(arguments: list[str], message: str, rendered: Path, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        sample_sheet.main(
+            ["--root", str(rendered.parent), "--out", str(tmp_path / "a.png"), "--count", "2", *arguments]
+        )
+    assert capsys.readouterr().err.startswith(message)
+
+
+def test_damaged_annotations_are_named(rendered: Path, tmp_path: Path, capsys) -> None:
+    shutil.copytree(rendered, tmp_path / rendered.name)
+    (tmp_path / rendered.name / "reid_raw.json").write_text('[{"id": 1}]')
+    with pytest.raises(SystemExit):
+        sample_sheet.main(["--root", str(tmp_path), "--out", str(tmp_path / "a.png")])
+    assert re.match(r"error: \S+reid_raw\.json", capsys.readouterr().err)

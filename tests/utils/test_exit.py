@@ -2,6 +2,8 @@
 
 import errno
 import re
+import subprocess
+import sys
 
 import pytest
 
@@ -56,3 +58,15 @@ def test_a_shortage_behind_an_error_comes_first(monkeypatch, capsys) -> None:
 
     status, _, err = run_program(main, monkeypatch, capsys)
     assert status == 1 and re.fullmatch(r"error: too many open files .* ulimit -n .*\nlast\.pt: damaged\n", err)
+
+
+def test_help_on_a_full_disk_ends_in_one_line() -> None:
+    code = """
+from utils.exit import exit_on_user_error
+import argparse
+with exit_on_user_error():
+    argparse.ArgumentParser(description="text").parse_args()
+"""
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([sys.executable, "-c", code, "--help"], cwd=ROOT, stdout=full, stderr=subprocess.PIPE)
+    assert done.returncode == 1 and done.stderr.startswith(b"error: standard output: No space left on device")

@@ -1,0 +1,45 @@
+"""Programs of benchmarks/: mistakes in their arguments and configs end in one line."""
+
+import runpy
+from pathlib import Path
+
+import pytest
+
+from tests.helpers.configs import config_of
+from tests.helpers.programs import run_program
+from utils.config import to_yaml
+
+
+@pytest.mark.parametrize(
+    "program, arguments, message",
+    [
+        ("memory", ["--config", "nowhere.yaml"], "no such config file"),
+        ("memory", ["--batch", "0"], "must be at least 1"),
+        ("memory", ["--batch", "2", "--micro-batches", "4"], "--micro-batches: must be at most --batch (2), got 4"),
+        ("memory", ["--set", "x=1"], "x: unknown key"),
+        ("ranking", ["--size", "-3"], "must be at least 1"),
+        ("efa", ["--pairs", "0"], "must be at least 1"),
+        ("distillation", ["--config", "configs/baseline.yaml"], "--config: needs distillation losses"),
+        ("distillation", ["--config", "nowhere.yaml"], "no such config file"),
+        ("token_selection", ["--config", "configs/ivt.yaml"], "--config: needs model.name=token_selection"),
+        ("token_selection", ["--steps", "-1"], "must be at least 1"),
+    ],
+)
+def test_a_mistake_ends_in_one_line(
+    program: str, arguments: list[str], message: str, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    def main() -> None:
+        runpy.run_module(f"benchmarks.{program}", run_name="__main__")
+
+    status, _, err = run_program(main, monkeypatch, capsys, *arguments)
+    assert status in (1, 2) and message in err.strip().splitlines()[-1] and "Traceback" not in err
+
+
+def test_losses_that_random_batches_cannot_feed_are_named(root: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+    from benchmarks import memory
+
+    monkeypatch.setattr(memory, "in_fresh_process", lambda function, *arguments: function(*arguments))
+    path = tmp_path / "irra.yaml"
+    path.write_text(to_yaml(config_of("irra", root)))
+    status, _, err = run_program(memory.main, monkeypatch, capsys, "--config", path, "--batch", 8)
+    assert status == 1 and "its losses need mlm_ids, mlm_labels, mlm_positions, which random batches lack" in err
