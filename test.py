@@ -6,9 +6,11 @@ if __name__ == "__main__":
     end_at_once()  # on a signal while the rest is imported
 
 import argparse
+import json
 
 from configs.arguments import Parser
-from configs.schema import load_config
+from configs.schema import Config, load_config
+from utils.errors import ConfigError
 from utils.exit import exit_on_user_error
 from utils.launcher import one_process
 from utils.paths import expand, expanded
@@ -18,14 +20,13 @@ def main() -> None:
     with exit_on_user_error():
         arguments = parse_arguments()
         one_process("test.py")
-        if arguments.config:  # mistakes are found before PyTorch is imported, which takes seconds
-            load_config(arguments.config, arguments.set)
+        config = given_config(arguments)  # before PyTorch is imported, which takes seconds
         with importing():
             from processor import testing
             from utils.logger import start_logging
 
         start_logging()
-        testing.evaluate(arguments)
+        testing.evaluate(arguments, config)
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -49,6 +50,31 @@ def parse_arguments() -> argparse.Namespace:
         "--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="override the config"
     )
     return parser.parse_args()
+
+
+def given_config(arguments: argparse.Namespace) -> Config | None:
+    """The config of --config, with the weights of --weights; None for --run.
+
+    Raises:
+        ConfigError: the config is wrong, or arguments contradict each other.
+    """
+    if arguments.run:
+        if arguments.weights or arguments.format:
+            raise ConfigError("--weights, --format: need --config; name a checkpoint of --run with --checkpoint")
+        return None
+    if arguments.checkpoint:
+        raise ConfigError("--checkpoint: needs --run; name a checkpoint for --config with --weights")
+    if arguments.format and not arguments.weights:
+        raise ConfigError("--format: needs --weights")
+    return load_config(arguments.config, [*init_overrides(arguments), *arguments.set])
+
+
+def init_overrides(arguments: argparse.Namespace) -> list[str]:
+    """Overrides that put --weights and --format in the place of the config's initial checkpoint."""
+    if arguments.weights is None:
+        return []
+    init = {"path": str(arguments.weights), "format": arguments.format, "image_size": None, "skip": []}
+    return [f"init.{key}={json.dumps(value, ensure_ascii=False)}" for key, value in init.items()]
 
 
 if __name__ == "__main__":

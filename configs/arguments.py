@@ -12,9 +12,8 @@ from utils.convert import shortened
 from utils.options import walk
 from utils.registry import nearest
 
-MESSAGES: tuple[
-    tuple[str, str | Callable[[re.Match[str]], str]], ...
-] = (  # argparse's, as regular expressions, and ours
+# argparse's messages, as regular expressions, and ours.
+MESSAGES: tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...] = (
     (
         r"argument (.+): invalid choice: (.+) \(choose from (.+)\)",
         lambda found: f"{found[1]}: must be one of {found[3].replace(chr(39), '')}, got {found[2]}",

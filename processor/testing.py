@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from configs.schema import Config, InitConfig, load_config
+from configs.schema import Config, InitConfig
 from datasets.annotations import Annotations, load_annotations
 from datasets.loaders import build_eval_loaders, data_tokenizer, text_notes
 from datasets.presence import require_images
@@ -27,9 +27,14 @@ from utils.paths import in_full
 NAMED = ("best", "last", "best_ema")  # checkpoints of a run
 
 
-def evaluate(arguments: argparse.Namespace) -> dict[str, dict[str, float]]:
-    """Evaluate the chosen weights and print the table; returns row -> metric -> percent."""
-    config, task, source = load_task(arguments)
+def evaluate(arguments: argparse.Namespace, given: Config | None) -> dict[str, dict[str, float]]:
+    """Evaluate the chosen weights and print the table; returns row -> metric -> percent.
+
+    Args:
+        arguments: command line of test.py.
+        given: config of --config with the weights of --weights; None for a run.
+    """
+    config, task, source = load_task(arguments, given)
     names = arguments.on or [config.data.dataset]
     if arguments.dump and len(names) > 1:
         raise ConfigError(f"--dump: takes one data set, got {len(names)}; name one with --on")
@@ -60,20 +65,14 @@ def evaluate(arguments: argparse.Namespace) -> dict[str, dict[str, float]]:
     return rows
 
 
-def load_task(arguments: argparse.Namespace) -> tuple[Config, RetrievalTask, str]:
-    """The config, the task with its weights, and a description of the weights."""
-    if arguments.run:
-        if arguments.weights or arguments.format:
-            raise ConfigError("--weights, --format: need --config; name a checkpoint of --run with --checkpoint")
+def load_task(arguments: argparse.Namespace, given: Config | None) -> tuple[Config, RetrievalTask, str]:
+    """The config, the task with its weights, and a description of the weights; arguments as `evaluate`."""
+    if given is None:
         config = run_config(arguments.run, arguments.set)
         path = checkpoint_path(arguments.run, arguments.checkpoint or "best")
         config = dataclasses.replace(config, init=InitConfig(path=str(path), format="own"))
     else:
-        if arguments.checkpoint:
-            raise ConfigError("--checkpoint: needs --run; name a checkpoint for --config with --weights")
-        if arguments.format and not arguments.weights:
-            raise ConfigError("--format: needs --weights")
-        config = load_config(arguments.config, [*init_overrides(arguments), *arguments.set])
+        config = given
     require_downloads(config)
     task = build_task(config)
     for note in (*task.notes, *worker_notes(config.data)):
@@ -89,14 +88,6 @@ def checkpoint_path(run: Path, name: str) -> Path:
     if name in NAMED or (not Path(name).exists() and (stem in NAMED or named.exists())):
         return named
     return Path(name)
-
-
-def init_overrides(arguments: argparse.Namespace) -> list[str]:
-    """Overrides that put --weights and --format in the place of the config's initial checkpoint."""
-    if arguments.weights is None:
-        return []
-    init = {"path": str(arguments.weights), "format": arguments.format, "image_size": None, "skip": []}
-    return [f"init.{key}={json.dumps(value, ensure_ascii=False)}" for key, value in init.items()]
 
 
 def rank(

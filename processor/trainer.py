@@ -165,7 +165,9 @@ class Trainer:
             if (signal or due) and number < total_steps:
                 nan_check.check()
                 self.batches = number
-                self._save_and_end(signal) if signal else self._save()
+                if signal:
+                    self._save_and_end(signal)
+                self._save()
         self.batches = total_steps
         seconds = time.perf_counter() - start
         speed, memory = {"seconds": seconds, "samples_per_second": pairs / seconds}, peak_memory(self.device)

@@ -9,9 +9,7 @@ import torch
 
 from configs.schema import Config
 from datasets.annotations import ADAPTERS, SPLITS, load_annotations, require_selection
-from datasets.loaders import (
-    text_notes,
-)
+from datasets.loaders import text_notes
 from datasets.noise import Index
 from datasets.presence import require_images
 from datasets.text.levels import check_levels

@@ -98,4 +98,11 @@ def test_the_dump_escapes_half_a_surrogate_pair(tmp_path: Path) -> None:
 
 def test_paths_outside_the_first_65536_letters_reach_the_config() -> None:
     arguments = argparse.Namespace(weights=Path("\U0001f600.pt"), format=None)
-    assert settled(read_yaml(testing.init_overrides(arguments)[0].partition("=")[2])) == "\U0001f600.pt"
+    assert settled(read_yaml(test_program.init_overrides(arguments)[0].partition("=")[2])) == "\U0001f600.pt"
+
+
+def test_options_of_init_describe_the_weights_of_the_command_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    command = ["--config", str(ROOT / "configs/irra.yaml"), "--weights", "w.pth", "--set", "init.image_size=224,224"]
+    monkeypatch.setattr("sys.argv", ["test.py", *command])
+    config = test_program.given_config(test_program.parse_arguments())
+    assert config is not None and (config.init.path, config.init.image_size) == ("w.pth", (224, 224))

@@ -1,7 +1,5 @@
 """Programs run in this process: `main` with arguments, and test.py's numbers."""
 
-import argparse
-
 import pytest
 
 import test as test_program
@@ -24,8 +22,8 @@ def evaluate(*arguments: object) -> dict[str, dict[str, float]]:
     """Metrics that test.py reports for these arguments."""
     seen = {}
 
-    def keep(parsed: argparse.Namespace) -> None:
-        seen.update(original(parsed))
+    def keep(*arguments: object) -> None:
+        seen.update(original(*arguments))
 
     original = testing.evaluate
     with pytest.MonkeyPatch.context() as patch:

@@ -118,7 +118,7 @@ def test_test_program_reproduces_the_logged_numbers(
     recorded = load_checkpoint(file)["metrics"]
     results = {}
     evaluate = testing.evaluate
-    monkeypatch.setattr(testing, "evaluate", lambda arguments: results.update(evaluate(arguments)))
+    monkeypatch.setattr(testing, "evaluate", lambda *given: results.update(evaluate(*given)))
     dump = tmp_path / "ranks.jsonl"
     name = file if checkpoint == "path" else checkpoint
     run_test_program(monkeypatch, "--run", finished, "--checkpoint", name, "--i2t", "--dump", dump)
