@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from benchmarks.common.profiling import in_fresh_process, measured
+from configs.arguments import positive
 from model.objectives import fine_grained
-from utils.arguments import positive
 from utils.exit import exit_on_user_error
 
 Matches = Callable[[Tensor, Tensor, Tensor | None], Tensor]

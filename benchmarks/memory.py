@@ -6,12 +6,11 @@ import torch
 
 from benchmarks.common.profiling import in_fresh_process, measured
 from benchmarks.common.random_batch import random_batch, require_fields
-from configs.arguments import Parser
+from configs.arguments import Parser, positive
 from configs.schema import Config, load_config
 from model.build import build_task
 from processor.gradient_cache import backward
 from processor.resolve import resolve
-from utils.arguments import positive
 from utils.batch import Batch, MicroBatch
 from utils.distributed import default_device, describe_device, peak_memory
 from utils.errors import ConfigError

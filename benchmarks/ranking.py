@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.common.profiling import in_fresh_process, measured
-from utils.arguments import positive
+from configs.arguments import positive
 from utils.exit import exit_on_user_error
 from utils.metrics import streamed_metrics
 

@@ -145,6 +145,13 @@ class Parser(argparse.ArgumentParser):
         self.error(f"{names}: not {f'{kind}s' if len(given) > 1 else f'an {kind}'} of {self.prog}; {remedy}")
 
 
+def positive(text: str) -> int:
+    """Parse an argument that counts something."""
+    if (number := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {number}")
+    return number
+
+
 def unknown_options(words: Iterable[str], known: Iterable[str]) -> list[tuple[str, list[str]]]:
     """(option, values) of the options of a command line that a program lacks."""
     found: list[tuple[str, list[str]]] = []

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from configs.arguments import Parser
+from configs.arguments import Parser, positive
 from configs.schema import Config, DataConfig, load_config
 from datasets.annotations import ADAPTERS, SPLITS, Annotations, Record, count_split
 from datasets.images import MISSING, read_header, read_image
@@ -23,7 +23,6 @@ from datasets.workers import num_workers
 from tools import dataset_checks as checks
 from tools.dataset_checks import LEVELS, OFFICIAL, Finding, Look, Seen, Text
 from tools.training_checks import training_findings
-from utils.arguments import positive
 from utils.errors import ConfigError, DataError
 from utils.exit import exit_on_user_error
 from utils.logger import format_table

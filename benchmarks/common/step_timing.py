@@ -6,9 +6,9 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 
 from benchmarks.common.random_batch import random_batch, require_fields
+from configs.arguments import positive
 from configs.schema import Config, load_config
 from model.task import RetrievalTask
-from utils.arguments import positive
 from utils.batch import Batch
 from utils.distributed import default_device, describe_device
 from utils.exit import exit_on_user_error

@@ -1,12 +1,13 @@
 """Command lines: one-line errors, and a pointer to `--set` for the habits of IRRA, yacs and Hydra."""
 
+import argparse
 import shlex
 import subprocess
 import sys
 
 import pytest
 
-from configs.arguments import BY_REMARK, FOREIGN, Parser
+from configs.arguments import BY_REMARK, FOREIGN, Parser, positive
 from configs.schema import load_config
 from processor.help import sections
 from processor.resolve import resolve
@@ -122,3 +123,13 @@ def test_configs_and_command_lines_do_not_import_torch() -> None:
     code = "import sys, configs.arguments, configs.schema, utils.config; print(sorted(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert not [name for name in ("torch", "timm", "transformers", "numpy") if f"'{name}'" in done.stdout]
+
+
+def test_counts_begin_at_one() -> None:
+    assert positive("3") == 3
+    for text in ("0", "-2"):
+        with pytest.raises(argparse.ArgumentTypeError, match="must be at least 1, got"):
+            positive(text)
+    for text in ("1.5", "many", "9" * 5000):
+        with pytest.raises(ValueError, match=r"int|integer"):  # argparse names the argument
+            positive(text)
