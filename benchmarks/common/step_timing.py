@@ -5,10 +5,10 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 
-from benchmarks.common.random_batch import random_batch, require_fields
 from configs.arguments import positive
 from configs.schema import Config, load_config
 from model.task import RetrievalTask
+from processor.random_batch import random_batch
 from utils.batch import Batch
 from utils.distributed import default_device, describe_device
 from utils.exit import exit_on_user_error
@@ -33,9 +33,9 @@ def steps_program(
         arguments = parser.parse_args()
         config = load_config(arguments.config)
         tasks = {way: build(way, config).train() for way in ways}
-        batch = random_batch(config, arguments.batch, tasks[ways[0]].encoder.vocab_size)
-        for task in tasks.values():
-            require_fields(batch, task)
+        fields = frozenset().union(*(task.inputs for task in tasks.values()))
+        vocab_size = tasks[ways[0]].encoder.vocab_size
+        batch = random_batch(config, arguments.batch, vocab_size, fields, device=default_device())
         print(f"{describe_device(default_device())}, {arguments.batch} pairs, {arguments.steps} steps each, fp32")
         print(compare_steps(tasks, batch, arguments.steps))
 
