@@ -15,6 +15,8 @@ from tests.helpers.programs import run_program
         ("memory", ["--batch", "2", "--micro-batches", "4"], "--micro-batches: must be at most --batch (2), got 4"),
         ("memory", ["--set", "x=1"], "x: unknown key"),
         ("ranking", ["--size", "-3"], "must be at least 1"),
+        ("steps", ["--authors", "irra"], "--authors: must be METHOD=FOLDER, got irra"),
+        ("steps", ["--configs", "nowhere.yaml"], "no such config file"),
         ("efa", ["--pairs", "0"], "must be at least 1"),
         ("distillation", ["--config", "configs/baseline.yaml"], "--config: needs distillation losses"),
         ("distillation", ["--config", "nowhere.yaml"], "no such config file"),
