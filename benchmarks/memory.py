@@ -7,6 +7,7 @@ is the resident memory above the level before the model.
 import argparse
 import os
 from collections.abc import Sequence
+from pathlib import Path
 
 from benchmarks.common.profiling import ONE_ARENA, in_fresh_process
 from benchmarks.common.step_timing import cost_of_steps
@@ -20,15 +21,28 @@ from utils.exit import exit_on_user_error
 CHECKPOINTING = ("model.image.checkpointing=true", "model.text.checkpointing=true")
 
 
-def table(config_path: str, overrides: Sequence[str], size: int, counts: Sequence[int], steps: int) -> str:
-    """Markdown table with one line per number of micro-batches, and ratios to the first."""
+def table(
+    config_path: str, overrides: Sequence[str], size: int, counts: Sequence[int], steps: int, authors: str | None = None
+) -> str:
+    """Markdown table with one line per number of micro-batches, and ratios to the first line.
+
+    Args:
+        config_path: config file.
+        overrides: overrides of all rows.
+        size: pairs in a step.
+        counts: numbers of micro-batches.
+        steps: timed steps of each row.
+        authors: folder of the authors' code for a first line.
+    """
     names = {count: "whole batch" if count == 1 else f"{count} micro-batches" for count in counts}
     ways = [(name, [f"train.accumulate={count}"]) for count, name in names.items()]
     ways += [(f"{name}, checkpointing", [*more, *CHECKPOINTING]) for name, more in (ways[0], ways[-1])]
     lines, first = ["| step | seconds | ratio | peak MB | ratio | loss |", "|---|---:|---:|---:|---:|---:|"], None
-    for name, more in ways:
+    theirs = None if authors is None else (Path(config_path).stem, authors)
+    for name, more in ([("authors", [])] if theirs else []) + ways:
         config = resolve(load_config(config_path, [*overrides, *more]))
-        seconds, peak, loss = in_fresh_process(cost_of_steps, config, size, steps)
+        arguments = (config, size, steps, theirs) if name == "authors" else (config, size, steps)
+        seconds, peak, loss = in_fresh_process(cost_of_steps, *arguments)
         first = first or (seconds, peak)
         ratios = seconds / first[0], peak / first[1]
         lines.append(f"| {name} | {seconds:.2f} | {ratios[0]:.2f} | {peak:.0f} | {ratios[1]:.2f} | {loss:.6f} |")
@@ -42,13 +56,15 @@ def main() -> None:
     parser.add_argument("--batch", type=positive, default=32, help="pairs in a step; default: 32")
     parser.add_argument("--micro-batches", type=positive, nargs="+", default=[1, 2, 4, 8], help="default: 1 2 4 8")
     parser.add_argument("--steps", type=positive, default=3, help="timed steps of each row; default: 3")
+    parser.add_argument("--authors", metavar="FOLDER", help="code of the authors, see benchmarks/common/authors.py")
     with exit_on_user_error():
         arguments = parser.parse_args()
         if (most := max(arguments.micro_batches)) > arguments.batch:
             raise ConfigError(f"--micro-batches: must be at most --batch ({arguments.batch}), got {most}")
         print(f"{describe_device(default_device())}, {arguments.config}, {arguments.batch} pairs")
         os.environ.update(ONE_ARENA)  # read by the processes to start
-        print(table(arguments.config, arguments.set, arguments.batch, arguments.micro_batches, arguments.steps))
+        counts, steps = arguments.micro_batches, arguments.steps
+        print(table(arguments.config, arguments.set, arguments.batch, counts, steps, arguments.authors))
 
 
 if __name__ == "__main__":

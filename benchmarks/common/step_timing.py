@@ -8,6 +8,7 @@ from functools import partial
 
 import torch
 
+from benchmarks.common.authors import AuthorsStep
 from benchmarks.common.profiling import memory_mb
 from benchmarks.common.rounds import Rounds, interleaved
 from configs.arguments import positive
@@ -59,8 +60,16 @@ def step_of(config: Config) -> TrainingStep:
     return TrainingStep(RetrievalTask(task.encoder, dict(task.named_objectives()), teacher), config)
 
 
-def cost_of_steps(config: Config, pairs: int, steps: int) -> tuple[float, float, float]:
+def cost_of_steps(
+    config: Config, pairs: int, steps: int, authors: tuple[str, str] | None = None
+) -> tuple[float, float, float]:
     """Cost of training steps in this process, which must be fresh.
+
+    Args:
+        config: resolved config.
+        pairs: pairs in a step.
+        steps: timed steps.
+        authors: method and folder of the authors' code, to measure in place of ours.
 
     Returns:
         Seconds of a step, the median behind the first one. Peak MB: of the GPU, or of the process above its level
@@ -68,8 +77,11 @@ def cost_of_steps(config: Config, pairs: int, steps: int) -> tuple[float, float,
     """
     before = memory_mb("VmRSS")
     torch.manual_seed(0)
-    step = step_of(config)
-    batch = random_batch(config, pairs, step.task.encoder.vocab_size, step.task.inputs, device=default_device())
+    with torch.device("meta"):  # takes no memory
+        task = build_task(config, NUM_PIDS, weights=False, teacher=False)
+    step = step_of(config) if authors is None else AuthorsStep(*authors, config)
+    fields = task.inputs | {"caption_ids"}
+    batch = random_batch(config, pairs, task.encoder.vocab_size, fields, device=default_device())
     seconds, losses = [], []
     for _ in range(steps + 1):
         start = time.perf_counter()
