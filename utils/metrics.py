@@ -23,7 +23,7 @@ METRICS = ("R1", "R5", "R10", "mAP", "mINP")
 CHUNK, SMALLEST_CHUNK = 256, 64  # query rows at a time; the matrix product is slow with fewer
 CHUNK_BYTES = 2**26  # of scores; larger chunks have fewer rows, down to the smallest
 BLOCK_BYTES = 2**22  # of scores that are compared with all thresholds while they are in a CPU's cache
-TILE = 256  # gallery items in a row
+TILE = 128  # gallery items in a row
 SLOTS = 32  # relevant items of a query at a time
 
 
@@ -122,7 +122,7 @@ def rank_queries(similarity: Iterable[Tensor], query_pids: Tensor, gallery_pids:
     matches = torch.searchsorted(pids, query_pids, right=True) - start
     most = matches.clamp(min=1)  # on the CPU, where the largest number causes no device sync
 
-    measures, largest, stops = [], [], [0]
+    largest, stops = [], [0]
     for scores in similarity:
         done = stops[-1]
         stop = done + (len(scores) if scores.ndim == 2 else 0)
@@ -133,13 +133,15 @@ def rank_queries(similarity: Iterable[Tensor], query_pids: Tensor, gallery_pids:
             )
         if done == 0:
             start, matches, by_pid = (part.to(scores.device) for part in (start, matches, by_pid))
+            # Made once: small tensors that stay keep the allocator from using the space of large ones again.
+            measures = torch.empty(3, num_queries, dtype=torch.float64, device=scores.device)
         largest.append(scores.max())  # max propagates NaN and needs no mask of the size of scores
         for block in scores.split(_block(scores)):
             rows = slice(done, done + len(block))
             slots = torch.arange(int(most[rows].max()), device=scores.device)
             items = by_pid[(start[rows, None] + slots).clamp(max=num_gallery - 1)]
             ranks = torch.cat([_ranks(block, some) for some in items.split(SLOTS, dim=1)], dim=1)
-            measures.append(_measures(ranks, matches[rows], slots < matches[rows, None]))
+            measures[:, rows] = _measures(ranks, matches[rows], slots < matches[rows, None])
             done = rows.stop
         stops.append(stop)
     if stops[-1] != num_queries:
@@ -149,7 +151,7 @@ def rank_queries(similarity: Iterable[Tensor], query_pids: Tensor, gallery_pids:
             f"similarity: must not be NaN, got NaN in rows {stops[number]} to {stops[number + 1] - 1}; "
             "the model has diverged"
         )
-    first_rank, average_precision, inverse_negative_penalty = torch.cat(measures, dim=1).cpu()
+    first_rank, average_precision, inverse_negative_penalty = measures.cpu()
     return Ranking(first_rank.long(), average_precision, inverse_negative_penalty, matches.cpu())
 
 
@@ -168,9 +170,10 @@ def _ranks(scores: Tensor, items: Tensor) -> Tensor:
     """
     num_rows, num_gallery = scores.shape
     assert num_gallery < 2**24, "float32 counts exactly only up to 2**24"
-    num_tiles = num_gallery // TILE
-    tiles, rest = scores[:, : num_tiles * TILE].unflatten(1, (num_tiles, TILE)), scores[:, num_tiles * TILE :]
-    targets, tile = scores.gather(1, items), items // TILE
+    width = min(TILE, num_gallery)
+    tile, num_tiles = items // width, num_gallery // width
+    tiles, rest = scores[:, : num_tiles * width].unflatten(1, (num_tiles, width)), scores[:, num_tiles * width :]
+    targets = scores.gather(1, items)
     smaller = targets.nextafter(torch.full_like(targets, -torch.inf))
     smaller = smaller.masked_fill(targets == -torch.inf, torch.nan)  # nothing is <= NaN
     earlier = torch.arange(num_tiles + 1, device=items.device) < tile[:, :, None]
@@ -180,12 +183,14 @@ def _ranks(scores: Tensor, items: Tensor) -> Tensor:
     # On a CPU, comparing into floats and summing those is several times faster than summing booleans.
     flags = torch.empty(tiles.shape, dtype=scores.dtype, device=scores.device)
     for slot in range(items.shape[1]):
-        behind[:, slot] += (
-            torch.le(tiles, bounds[:, slot, :num_tiles, None], out=flags).view(num_rows, -1).sum(1).long()
-        )
-    columns = (tile * TILE)[:, :, None] + torch.arange(min(TILE, num_gallery), device=items.device)
-    nearby = scores.gather(1, columns.clamp(max=num_gallery - 1).flatten(1)).view(columns.shape)
-    tied = (nearby == targets[:, :, None]) & (columns <= items[:, :, None])  # the item itself included
+        torch.le(tiles, bounds[:, slot, :num_tiles, None], out=flags)
+        behind[:, slot] += flags.view(num_rows, -1).sum(1).long()
+
+    start = (tile * width).clamp(max=num_gallery - width)  # of a window that holds the item's tile
+    window = scores.unfold(1, width, 1)[torch.arange(num_rows, device=items.device)[:, None], start]
+    places = torch.arange(width, dtype=torch.int32, device=items.device)
+    first, last = ((place - start).int()[:, :, None] for place in (tile * width, items))
+    tied = (window == targets[:, :, None]) & (places >= first) & (places <= last)  # the item itself included
     return num_gallery - behind + tied.sum(2)
 
 
