@@ -228,14 +228,14 @@ def test_ranking_is_frozen() -> None:
 
 
 class LargestResult(TorchFunctionMode):
-    """Record the size of the largest tensor that any torch call returns."""
+    """Record the size of the largest tensor that any torch call returns; a view takes no memory of its own."""
 
     numel = 0
 
     def __torch_function__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
         result = func(*args, **(kwargs or {}))
         if isinstance(result, Tensor):
-            self.numel = max(self.numel, result.numel())
+            self.numel = max(self.numel, result.untyped_storage().nbytes() // result.itemsize)
         return result
 
 
