@@ -96,12 +96,13 @@ class _BestMatches(torch.autograd.Function):
         tokens, joint, rows = ctx.saved_tensors
         flat, flat_joint, weights = tokens.flatten(0, 1), joint.flatten(0, 1), grad.transpose(1, 2).flatten(0, 1)
         grad_tokens = F.embedding_bag(rows, flat_joint, mode="sum", per_sample_weights=weights)
-        order = rows.flatten().argsort(stable=True)
-        counts = rows.flatten().bincount(minlength=len(flat_joint))
+        ascending, order = rows.flatten().sort(stable=True)
+        # The first place of each row of joint. Counting by bincount would make the host wait for the GPU.
+        offsets = torch.searchsorted(ascending, torch.arange(len(flat_joint), device=rows.device))
         grad_joint = F.embedding_bag(
             order // rows.shape[1],
             flat,
-            counts.cumsum(0) - counts,
+            offsets,
             mode="sum",
             per_sample_weights=weights.flatten()[order],
         )
