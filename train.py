@@ -41,6 +41,9 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--print-config", action="store_true", help="check the config, print all options and stop")
     parser.add_argument(
+        "--preflight", action="store_true", help="say what the run will need in memory and time, and stop"
+    )
+    parser.add_argument(
         "--force", action="store_true", help="with --resume: allow changes that make another experiment"
     )
     return parser.parse_args()
@@ -49,8 +52,8 @@ def parse_arguments() -> argparse.Namespace:
 def run(arguments: argparse.Namespace) -> None:
     """Do what the command line asks for. Misspelt keys are found before PyTorch is imported, which takes seconds."""
     adopt_launcher()
-    if arguments.resume and (arguments.run or arguments.print_config):
-        raise ConfigError("--resume: continues in the run's folder; drop --run and --print-config")
+    if arguments.resume and (arguments.run or arguments.print_config or arguments.preflight):
+        raise ConfigError("--resume: continues in the run's folder; drop --run, --print-config and --preflight")
     if arguments.force and not arguments.resume:
         raise ConfigError("--force: needs --resume")
     config = load_config(arguments.config, arguments.set) if arguments.config else None
@@ -70,6 +73,10 @@ def run(arguments: argparse.Namespace) -> None:
         config = resolve(config)
         training.check(config)
         print(to_yaml(config), end="")
+    elif arguments.preflight:
+        from processor.preflight import report
+
+        print(report(resolve(config)))
     else:
         training.train(resolve(config), arguments.run)
     end_processes()
@@ -77,5 +84,5 @@ def run(arguments: argparse.Namespace) -> None:
 
 if __name__ == "__main__":
     done = main()
-    if done.print_config or done.help_config is not None:
+    if done.print_config or done.preflight or done.help_config is not None:
         leave()

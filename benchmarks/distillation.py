@@ -2,12 +2,12 @@
 
 import torch
 
-from benchmarks.common.random_batch import NUM_PAIRS
 from benchmarks.common.step_timing import steps_program
 from configs.schema import Config, load_config
 from model.build import build_task
 from model.task import RetrievalTask
 from model.teacher import CachedTeacher, Teacher
+from processor.random_batch import NUM_PAIRS
 from utils.distributed import default_device
 from utils.errors import ConfigError
 

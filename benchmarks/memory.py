@@ -5,29 +5,17 @@ from collections.abc import Sequence
 import torch
 
 from benchmarks.common.profiling import in_fresh_process, measured
-from benchmarks.common.random_batch import random_batch, require_fields
 from configs.arguments import Parser, positive
 from configs.schema import Config, load_config
 from model.build import build_task
 from processor.gradient_cache import backward
+from processor.random_batch import micro_batches_of, random_batch, rows_per_pair
 from processor.resolve import resolve
-from utils.batch import Batch, MicroBatch
 from utils.distributed import default_device, describe_device, peak_memory
 from utils.errors import ConfigError
 from utils.exit import exit_on_user_error
-from utils.sharding import shard_sizes, split_batch
 
 CHECKPOINTING = ("model.image.checkpointing=true", "model.text.checkpointing=true")
-
-
-def split(batch: Batch, micro_batches: int) -> list[MicroBatch]:
-    """Split a batch in the same way as the data loader."""
-    size = len(batch["index"])
-    shards, sizes = split_batch(size, micro_batches), shard_sizes(size, micro_batches)
-    fields = zip(*(value.split(sizes) for value in batch.values()), strict=True)
-    return [
-        MicroBatch(dict(zip(batch, values, strict=True)), shard) for values, shard in zip(fields, shards, strict=True)
-    ]
 
 
 def step(config: Config, size: int) -> tuple[float, float, float]:
@@ -35,10 +23,8 @@ def step(config: Config, size: int) -> tuple[float, float, float]:
     torch.manual_seed(0)
     device = default_device()
     task = build_task(config, 10, weights=False, teacher=False).to(device).train()
-    batch = random_batch(config, size, task.encoder.vocab_size)
-    require_fields(batch, task)
-    fields = {name: batch[name] for name in ("images", "caption_ids", "pids", "index")}
-    micro_batches = split(fields, config.train.accumulate)
+    batch = random_batch(config, size, task.encoder.vocab_size, task.inputs, device=device)
+    micro_batches = micro_batches_of(batch, config.train.accumulate, rows_per_pair(config))
 
     def run() -> float:
         total, _ = backward(

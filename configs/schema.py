@@ -128,6 +128,9 @@ class TrainConfig:
 
     epochs: int = option(60, ge=1, help="epochs", resumable=True)
     precision: Literal["fp32", "bf16", "fp16"] = option("fp32", help="autocast precision; weights and losses are fp32")
+    matmul: Literal["highest", "high", "medium"] = option(
+        "highest", help="float32 products of a step's towers: exact, TF32 on GPUs, bf16; for precision fp32"
+    )
     seed: int = option(1, ge=0, le=MAX_SEED, help="seed of weights, shuffling, augmentation and masking")
     clip_grad: float | None = option(None, gt=0, help="largest gradient norm; null: no clipping")
     accumulate: int = option(1, ge=1, help="micro-batches per batch: same gradient, less memory", resumable=True)

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-from configs.schema import Config, InitConfig, parse_config
+from configs.schema import Config, InitConfig, load_config, parse_config
 from model.checkpoints.files import weights_file
 from model.encoders import ENCODERS, Encoder
 from model.load import load_init
@@ -15,6 +15,8 @@ from utils.checkpoint import load_checkpoint
 from utils.config import component_options, constructor_options, to_plain
 from utils.errors import CheckpointError, ConfigError
 from utils.registry import did_you_mean
+
+TEACHER = "configs/lcr2s_teacher.yaml"  # trains a teacher, unless teacher.config names another one
 
 
 def resolve_model(config: Config) -> Config:
@@ -53,8 +55,7 @@ def build_task(
         )
     frozen: Teacher | CachedTeacher | None = None
     if objectives and teacher and needs_teacher(config):
-        frozen = build_teacher(config)
-        frozen = CachedTeacher(frozen) if config.teacher.cache else frozen
+        frozen = as_configured(build_teacher(config), config)
     task = RetrievalTask(encoder, objectives, frozen)
     task.notes = [*encoder.notes, *_mixed_activations(encoder)]
     if weights and config.init.path is not None:
@@ -93,33 +94,57 @@ def build_objectives(config: Config, encoder: Encoder, num_pids: int) -> dict[st
     return {name: objective(metadata, **options) for name, (objective, options) in _objectives(config).items()}
 
 
+def distils(config: Config) -> bool:
+    """True if a loss distils from a trained teacher."""
+    teaches_itself = ENCODERS.get(config.model["name"], "model.name").teaches_itself
+    return not teaches_itself and any(OBJECTIVES.get(name, f"losses.{name}").needs_teacher for name in config.losses)
+
+
 def needs_teacher(config: Config) -> bool:
-    """True if a loss distils from a trained teacher.
+    """The same as `distils`.
 
     Raises:
         ConfigError: no teacher is named; the message shows how to train one.
     """
-    if ENCODERS.get(config.model["name"], "model.name").teaches_itself or not any(
-        OBJECTIVES.get(name, f"losses.{name}").needs_teacher for name in config.losses
-    ):
-        return False
-    if config.teacher.checkpoint is None:
-        train_it = config.teacher.config or "configs/lcr2s_teacher.yaml"
+    if distils(config) and config.teacher.checkpoint is None:
         raise ConfigError(
             "teacher.checkpoint: the losses distil from a trained teacher, got none; train one with\n"
-            f"  python train.py --config {train_it} --run runs/teacher\n"
+            f"  python train.py --config {config.teacher.config or TEACHER} --run runs/teacher\n"
             "and add to this command: --set teacher.checkpoint=runs/teacher/last.pt"
         )
-    return True
+    return distils(config)
+
+
+def as_configured(teacher: Teacher, config: Config) -> Teacher | CachedTeacher:
+    """The teacher itself, or with the tables of `teacher.cache`."""
+    return CachedTeacher(teacher) if config.teacher.cache else teacher
 
 
 def build_teacher(config: Config) -> Teacher:
-    """The teacher of a config, built from the config inside its own checkpoint.
+    """The teacher of a config, with its weights.
 
     Raises:
         ConfigError: it was trained on other images or with another tokenizer.
         CheckpointError: it is damaged, or no checkpoint of train.py.
     """
+    trained, path = _trained_teacher(config)
+    ready = dataclasses.replace(trained, init=InitConfig(path=path, format="own"))
+    return Teacher(build_task(ready).encoder)
+
+
+def random_teacher(config: Config) -> Teacher:
+    """A teacher of the same architecture with random weights; `teacher.config` describes it before it is trained.
+
+    Raises:
+        ConfigError, CheckpointError: as `build_teacher`.
+    """
+    untrained = config.teacher.checkpoint is None
+    own = load_config(config.teacher.config or TEACHER) if untrained else _trained_teacher(config)[0]
+    return Teacher(build_encoder(dataclasses.replace(own, init=InitConfig()), pretrained=False))
+
+
+def _trained_teacher(config: Config) -> tuple[Config, str]:
+    """The config inside the teacher's checkpoint, and the path of the checkpoint."""
     path = str(weights_file(str(config.teacher.checkpoint)))
     text = load_checkpoint(path).get("config")
     if not isinstance(text, str):
@@ -132,8 +157,7 @@ def build_teacher(config: Config) -> Teacher:
         theirs, ours = getattr(trained.data, name), getattr(config.data, name)
         if theirs != ours:
             raise ConfigError(f"data.{name}: the teacher ({path}) was trained with {theirs}, got {ours}; use the same")
-    ready = dataclasses.replace(trained, init=InitConfig(path=path, format="own"))
-    return Teacher(build_task(ready).encoder)
+    return trained, path
 
 
 def _objectives(config: Config) -> dict[str, tuple[Callable[..., Objective], dict[str, Any]]]:

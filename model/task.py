@@ -13,7 +13,7 @@ from model.teacher import CachedTeacher, Teacher
 from utils.batch import FIELDS, Batch, MicroBatch, send
 from utils.distributed import world_size
 from utils.errors import ConfigError
-from utils.precision import precise
+from utils.precision import matmul_precision, precise
 from utils.sharding import Shard, micro_batch_weights
 
 AnyTeacher: TypeAlias = Teacher | CachedTeacher
@@ -158,7 +158,8 @@ class RetrievalTask(nn.Module):
             device = step.image.device.type
             precision = objective.autocast and torch.is_autocast_enabled(device)
             trained = objective.weight != 0  # otherwise computed and logged only, and a NaN does no harm
-            with torch.autocast(device, enabled=precision), torch.set_grad_enabled(trained):
+            products = torch.get_float32_matmul_precision() if objective.autocast else "highest"
+            with torch.autocast(device, enabled=precision), torch.set_grad_enabled(trained), matmul_precision(products):
                 loss, found = objective(step)
             if (weight := weights.get(name)) is not None:
                 loss = loss * weight.to(loss.dtype)

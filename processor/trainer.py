@@ -28,6 +28,7 @@ from solver.schedule import lr_at
 from utils.config import to_yaml
 from utils.distributed import Announcement, average_gradients, gather_objects, peak_memory, rank, world_size
 from utils.logger import LOGGER, append_json_line, progress
+from utils.precision import matmul_precision
 from utils.seed import random_state, set_random_state
 from utils.signals import Interrupted, StopRequest
 from utils.watchdog import Watchdog
@@ -144,13 +145,14 @@ class Trainer:
             self.step += 1
             index = torch.cat([micro_batch.fields["index"] for micro_batch in on_cpu])
             size = sum(micro_batch.shard.num_pairs for micro_batch in on_cpu)
-            total, metrics = backward(
-                self.task,
-                [micro_batch.to(self.device) for micro_batch in on_cpu],
-                device=self.device,
-                precision=config.precision,
-                scale=self.scaler.scale,
-            )
+            with matmul_precision(config.matmul):
+                total, metrics = backward(
+                    self.task,
+                    [micro_batch.to(self.device) for micro_batch in on_cpu],
+                    device=self.device,
+                    precision=config.precision,
+                    scale=self.scaler.scale,
+                )
             self._update()
             metrics = {"loss": total, **metrics}
             self.meters.update(metrics, size)

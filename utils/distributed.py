@@ -1,6 +1,7 @@
 """Devices and processes. No other file names a device; only this one and utils/sharding.py communicate."""
 
 import contextlib
+import contextvars
 import datetime
 import os
 import signal
@@ -17,6 +18,7 @@ from utils.errors import ConfigError
 from utils.launcher import number_in
 
 BUCKET = 2**22  # numbers per message when gradients are averaged
+_ALONE = contextvars.ContextVar("alone", default=False)
 
 
 def start_processes(timeout: float = 600) -> torch.device:
@@ -66,14 +68,24 @@ def first_alone() -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def alone() -> Iterator[None]:
+    """Run the body as if there were no other process: a calculation that the others take no part in."""
+    token = _ALONE.set(True)
+    try:
+        yield
+    finally:
+        _ALONE.reset(token)
+
+
 def world_size() -> int:
     """Number of processes that train together."""
-    return dist.get_world_size() if dist.is_initialized() else 1
+    return dist.get_world_size() if dist.is_initialized() and not _ALONE.get() else 1
 
 
 def rank() -> int:
     """Number of this process; process 0 writes the run folder."""
-    return dist.get_rank() if dist.is_initialized() else 0
+    return dist.get_rank() if dist.is_initialized() and not _ALONE.get() else 0
 
 
 def average_gradients(parameters: Iterable[Parameter]) -> None:

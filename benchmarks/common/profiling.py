@@ -15,12 +15,13 @@ def in_fresh_process(function: Callable[..., Any], *args: Any) -> Any:
 
 def measured(function: Callable[[], Any]) -> tuple[float, float, Any]:
     """Seconds, peak MB in addition to memory held before, and the result."""
-    before, start = _memory_mb("VmRSS"), time.perf_counter()
+    before, start = memory_mb("VmRSS"), time.perf_counter()
     result = function()
-    return time.perf_counter() - start, _memory_mb("VmHWM") - before, result
+    return time.perf_counter() - start, memory_mb("VmHWM") - before, result
 
 
-def _memory_mb(field: str) -> float:
+def memory_mb(field: str) -> float:
+    """A field of /proc/self/status, such as VmRSS (resident) or VmHWM (its peak)."""
     # Not getrusage: its peak survives exec, so a child of a large process would report its parent's.
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(field)) / 1024

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from model.checkpoints.facts import TIMM_NAMES
 from model.checkpoints.grids import PatchGrid
 from model.encoders.base import ENCODERS, Encoded, Encoder
+from model.encoders.mlp import lean_mlps
 from model.encoders.towers import (
     ImageOptions,
     Temperature,
@@ -118,6 +119,7 @@ class TextTower(nn.Module):
             # The name in transformers 5.23, and in earlier versions.
             enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
             enable({"use_reentrant": False})
+        lean_mlps(model)
         self.trunk, self.projection = model.text_model, model.text_projection
 
     def forward(self, caption_ids: Tensor) -> Tensor:

@@ -21,6 +21,7 @@ from model.checkpoints.files import read_weights, state_dict_of
 from model.checkpoints.grids import PatchGrid, fit_positions, patch_grid
 from model.checkpoints.grids import resize_position_grid as resize_position_grid
 from model.encoders.library_options import check_library_options
+from model.encoders.mlp import activation_name, lean_mlps
 from model.encoders.published import image_weights, no_weights, reason, text_config, text_weights
 from utils.checkpoint import load_state
 from utils.errors import CheckpointError, ConfigError
@@ -135,6 +136,7 @@ def build_vit(options: ImageOptions, **settings: Any) -> VisionTransformer:
     if options.checkpointing:
         set_reentrant_ckpt(False)  # the reentrant kind fails with frozen layers
         model.set_grad_checkpointing()
+    lean_mlps(model)
     return model
 
 
@@ -196,12 +198,7 @@ def patches_of(trunk: VisionTransformer, image_size: tuple[int, int]) -> PatchGr
 
 def activation_of(trunk: VisionTransformer) -> str:
     """The activation of a vision tower by its name in timm: gelu, quick_gelu, gelu_tanh, ..."""
-    activation = trunk.blocks[0].mlp.act
-    if getattr(activation, "approximate", "none") == "tanh":
-        return "gelu_tanh"
-    return {"QuickGELU": "quick_gelu", "GELUTanh": "gelu_tanh"}.get(
-        type(activation).__name__, type(activation).__name__.lower()
-    )
+    return activation_name(trunk.blocks[0].mlp.act)
 
 
 def _check_activation(trunk: VisionTransformer, options: ImageOptions) -> None:

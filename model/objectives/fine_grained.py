@@ -96,13 +96,12 @@ class _BestMatches(torch.autograd.Function):
         tokens, joint, rows = ctx.saved_tensors
         flat, flat_joint, weights = tokens.flatten(0, 1), joint.flatten(0, 1), grad.transpose(1, 2).flatten(0, 1)
         grad_tokens = F.embedding_bag(rows, flat_joint, mode="sum", per_sample_weights=weights)
-        ascending, order = rows.flatten().sort(stable=True)
-        # The first place of each row of joint. Counting by bincount would make the host wait for the GPU.
-        offsets = torch.searchsorted(ascending, torch.arange(len(flat_joint), device=rows.device))
+        ordered, order = rows.flatten().sort(stable=True)
+        starts = torch.searchsorted(ordered, torch.arange(len(flat_joint), device=rows.device))  # bincount would sync
         grad_joint = F.embedding_bag(
             order // rows.shape[1],
             flat,
-            offsets,
+            starts,
             mode="sum",
             per_sample_weights=weights.flatten()[order],
         )

@@ -7,6 +7,7 @@ from timm.layers import QuickGELU
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
+from model.encoders.mlp import lean_mlps
 from model.objectives.base import OBJECTIVES, Metadata, Metrics, Objective, Step, Weight
 from utils.batch import Batch
 from utils.errors import ConfigError
@@ -64,6 +65,7 @@ class MaskedLanguage(Objective):
         self.cross_transformer = nn.Sequential(
             *(Block(width, heads, qkv_bias=True, norm_layer=nn.LayerNorm, act_layer=QuickGELU) for _ in range(depth))
         )
+        lean_mlps(self.cross_transformer)
         self.mlm_head = nn.Sequential()
         self.mlm_head.add_module("dense", nn.Linear(width, width))
         self.mlm_head.add_module("gelu", QuickGELU())

@@ -4,7 +4,8 @@ from collections import Counter
 from pathlib import Path
 
 from benchmarks import distillation
-from benchmarks.common import random_batch, step_timing
+from benchmarks.common import step_timing
+from processor.random_batch import random_batch
 from tests.helpers.configs import tiny_config
 
 
@@ -20,7 +21,7 @@ def test_a_cached_step_runs_the_towers_as_often_as_the_baselines(root: Path) -> 
                 tower = getattr(getattr(module, "encoder", None), name, None)
                 if tower is not None:
                     tower.register_forward_pre_hook(lambda _, args, n=name, r=rows: r.update({n: len(args[0])}))
-        step_timing.step_seconds(task, random_batch.random_batch(config, 3, 1024))
+        step_timing.step_seconds(task, random_batch(config, 3, 1024, task.inputs))
         seen[way] = dict(rows)
     assert seen == {
         "baseline": {"image": 3, "text": 3},

@@ -1,13 +1,10 @@
 """Programs of benchmarks/: mistakes in their arguments and configs end in one line."""
 
 import runpy
-from pathlib import Path
 
 import pytest
 
-from tests.helpers.configs import config_of
 from tests.helpers.programs import run_program
-from utils.config import to_yaml
 
 
 @pytest.mark.parametrize(
@@ -33,13 +30,3 @@ def test_a_mistake_ends_in_one_line(
 
     status, _, err = run_program(main, monkeypatch, capsys, *arguments)
     assert status in (1, 2) and message in err.strip().splitlines()[-1] and "Traceback" not in err
-
-
-def test_losses_that_random_batches_cannot_feed_are_named(root: Path, tmp_path: Path, monkeypatch, capsys) -> None:
-    from benchmarks import memory
-
-    monkeypatch.setattr(memory, "in_fresh_process", lambda function, *arguments: function(*arguments))
-    path = tmp_path / "irra.yaml"
-    path.write_text(to_yaml(config_of("irra", root)))
-    status, _, err = run_program(memory.main, monkeypatch, capsys, "--config", path, "--batch", 8)
-    assert status == 1 and "its losses need mlm_ids, mlm_labels, mlm_positions, which random batches lack" in err

@@ -11,6 +11,7 @@ from model.task import RetrievalTask
 from model.teacher import Teacher
 from tests.helpers.configs import ROOT, TINY
 from tests.helpers.tasks import VOCAB, tiny_batch, tiny_task, with_teacher
+from utils.precision import matmul_precision
 
 FMFA = ROOT / "configs/fmfa.yaml"
 
@@ -116,6 +117,17 @@ def test_losses_are_fp32_under_autocast() -> None:
     assert {total.dtype, *(value.dtype for value in terms.values()), step.image.dtype} == {torch.float32}
     exact, _ = task(tiny_batch(task))
     torch.testing.assert_close(total, exact, rtol=0.05, atol=0.1)
+
+
+def test_products_of_losses_stay_exact_where_those_of_towers_are_not() -> None:
+    task, seen = tiny_task(), {}
+    for name, objective in task.named_objectives():
+        objective.register_forward_pre_hook(
+            lambda module, inputs, name=name: seen.update({name: torch.get_float32_matmul_precision()})
+        )
+    with matmul_precision("medium"):
+        task(tiny_batch(task))
+    assert seen == {"sdm": "highest", "id": "highest", "mlm": "medium"}  # mlm has a transformer
 
 
 def test_an_empty_caption_trains_without_nan() -> None:

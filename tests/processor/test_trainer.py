@@ -10,6 +10,8 @@ from torch import Tensor
 import test as test_program
 from configs.schema import load_config
 from model.build import build_task
+from model.encoders import Encoded
+from model.encoders.clip import CLIPEncoder
 from model.load import load_init
 from model.objectives.matching import SDM
 from model.task import RetrievalTask
@@ -53,6 +55,21 @@ def test_options_of_the_loop_train(overrides: list[str], tiny: list[str], tmp_pa
     run = training.train(irra_config(tiny, *overrides), tmp_path / "run")
     (line,) = lines_of(run)
     assert line["loss"] > 0 and set(METRICS) == set(line["test"])
+
+
+def test_products_have_the_precision_of_the_config_in_steps_only(
+    tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = set()
+    encode = CLIPEncoder.encode_text
+
+    def note(self: CLIPEncoder, caption_ids: Tensor) -> Encoded:
+        seen.add((self.training, torch.get_float32_matmul_precision()))
+        return encode(self, caption_ids)
+
+    monkeypatch.setattr(CLIPEncoder, "encode_text", note)
+    training.train(irra_config(tiny, "train.matmul=medium", "train.precision=fp32"), tmp_path / "run")
+    assert seen == {(True, "medium"), (False, "highest")}
 
 
 def test_compile_compiles_both_towers_and_trains(tiny: list[str], tmp_path: Path, monkeypatch) -> None:
