@@ -106,7 +106,8 @@ def embed(encoder: Encoder, loaders: EvalLoaders, device: torch.device, precisio
 def _of_all_processes(local: list[Tensor], device: torch.device) -> list[Tensor]:
     if world_size() == 1:
         return local
-    return [rows.to(device) for process in gather_objects([rows.cpu() for rows in local]) for rows in process]
+    on_cpu = [torch.cat(local).cpu()] if local else []  # one copy, since each makes the host wait
+    return [rows.to(device) for process in gather_objects(on_cpu) for rows in process]
 
 
 def metrics_table(rows: dict[str, dict[str, float]], first: str = "task") -> str:

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 from torch.optim import Optimizer
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from configs.schema import Config
 from datasets.loaders import EvalLoaders, TrainLoader
 from model.encoders import Encoder
 from model.task import RetrievalTask
+from processor.averaging import AveragedEncoder
 from processor.clean_pairs import before_epoch
 from processor.evaluator import embed, metrics_table, warn
 from processor.gradient_cache import backward
@@ -68,9 +68,9 @@ class Trainer:
         self.record: dict[str, Any] = {}  # of the current epoch
         self.trained = False  # True if the current epoch lacks its evaluation only
         self.meters = Meters()
-        self.average: AveragedModel | None = None  # of the encoder's weights
+        self.average: AveragedEncoder | None = None  # of the encoder's weights
         if config.train.ema is not None:
-            self.average = AveragedModel(task.encoder, multi_avg_fn=get_ema_multi_avg_fn(config.train.ema))
+            self.average = AveragedEncoder(task.encoder, config.train.ema)
 
     def fit(self) -> list[dict[str, Any]]:
         """Train the remaining epochs; returns the records of metrics.jsonl.
