@@ -16,13 +16,12 @@ from configs.schema import Config, load_config
 from model.build import as_configured, build_task, distils, random_teacher
 from model.task import RetrievalTask
 from model.teacher import CachedTeacher
-from processor.gradient_cache import backward
+from processor.engine import Engine
 from processor.random_batch import NUM_PAIRS, micro_batches_of, random_batch, rows_per_pair
-from solver.optimizer import build_optimizer, set_lr
+from solver.optimizer import set_lr
 from utils.batch import Batch
 from utils.distributed import default_device, describe_device, peak_memory
 from utils.exit import exit_on_user_error
-from utils.precision import matmul_precision
 
 NUM_PIDS = 11_003  # of CUHK-PEDES
 
@@ -31,23 +30,16 @@ class TrainingStep:
     """Forward pass, losses, backward pass and update of a task, as in training."""
 
     def __init__(self, task: RetrievalTask, config: Config) -> None:
-        self.task, self.config = task.to(default_device()).train(), config
-        self.optimizer = build_optimizer(config.solver, task.named_parameters())
-        set_lr(self.optimizer, lambda base_lr: base_lr)
+        self.task, self.config = task.train(), config
+        self.engine = Engine(task, config, default_device())
+        set_lr(self.engine.optimizer, lambda base_lr: base_lr)
 
     def __call__(self, batch: Batch) -> float:
         """Train on a batch of `random_batch`; returns the loss."""
-        config = self.config.train
-        with matmul_precision(config.matmul):
-            loss, _ = backward(
-                self.task,
-                micro_batches_of(batch, config.accumulate, rows_per_pair(self.config)),
-                device=default_device(),
-                precision=config.precision,
-                scale=lambda loss: loss,
-            )
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        loss, _ = self.engine.backward(
+            micro_batches_of(batch, self.config.train.accumulate, rows_per_pair(self.config))
+        )
+        self.engine.update()
         return loss.item()  # waits for the device
 
 
