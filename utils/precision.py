@@ -15,8 +15,16 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
 
 
 @contextlib.contextmanager
-def matmul_precision(name: str) -> Iterator[None]:
-    """Compute float32 matrix products with this precision: highest, high (TF32 on GPUs), or medium (bfloat16)."""
+def matmul_precision(name: str | None) -> Iterator[None]:
+    """Compute float32 matrix products with this precision: highest, high (TF32 on GPUs), or medium (bfloat16).
+
+    None leaves it as it is.
+    """
+    if (
+        name is None or torch.compiler.is_compiling()
+    ):  # there, the precision is that of the call, which is the highest (configs/schema.py)
+        yield
+        return
     before = torch.get_float32_matmul_precision()
     if name == before:
         yield

@@ -58,6 +58,7 @@ class Encoder(nn.Module, ABC):
     inputs: frozenset[str] = frozenset()  # batch fields that `enrich` and `relate` read
     why_no_tokens: str | None = None  # reason and remedy if tokens are incomplete in training
     why_not_accumulate: str | None = None  # reason and remedy if a batch cannot be encoded in micro-batches
+    why_no_step: str | None = None  # reason and remedy if the encoder cannot be compiled together with the losses
 
     @abstractmethod
     def encode_image(self, images: Tensor) -> Encoded:
@@ -82,9 +83,9 @@ class Encoder(nn.Module, ABC):
         return ()
 
     def compile_towers(self) -> None:
-        """Apply torch.compile to the towers."""
+        """Apply torch.compile to the towers, with dynamic sizes where batches differ in length."""
         for tower in self.children():
-            tower.compile()
+            tower.compile(dynamic=True)
 
     def patches(self, name: str) -> PatchGrid | None:
         """The patches whose positions a tensor of the state dict holds; None if it holds something else."""
