@@ -137,6 +137,9 @@ class TrainConfig:
     compile: Literal["none", "towers", "step"] = option(
         "none", help="apply torch.compile to each tower, or to the encoder with its losses", resumable=True
     )
+    shard: Literal["none", "full"] = option(
+        "none", help="full: split weights, gradients and optimizer over processes, for less memory", resumable=True
+    )
     ema: float | None = option(None, gt=0, lt=1, help="decay of averaged weights, evaluated and saved; null: none")
     log_every: int = option(100, ge=1, help="steps between log lines", resumable=True)
     save_every_steps: int | None = option(
@@ -218,6 +221,8 @@ def checked(config: Config) -> Config:
         for name, needed in (("accumulate", 1), ("matmul", "highest")):
             if (found := getattr(config.train, name)) != needed:
                 raise ConfigError(f"train.{name}: must be {needed} with train.compile=step, got {found}")
+    if config.train.compile != "none" and config.train.shard == "full":
+        raise ConfigError("train.compile: cannot be combined with train.shard=full; set one of them only")
     if data.sampler == "identity" and data.batch_size % data.num_instances:
         raise ConfigError(
             f"data.batch_size: must be a multiple of data.num_instances ({data.num_instances}), got {data.batch_size}"

@@ -55,6 +55,8 @@ def build_task(
         )
     if objectives and encoder.why_no_step and config.train.compile == "step":
         raise ConfigError(f"train.compile: cannot be step, because {encoder.why_no_step}")
+    if objectives and encoder.why_not_shard and config.train.shard == "full":
+        raise ConfigError(f"train.shard: must be none, got full, because {encoder.why_not_shard}")
     frozen: Teacher | CachedTeacher | None = None
     if objectives and teacher and needs_teacher(config):
         frozen = as_configured(build_teacher(config), config)

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.utils import clip_grad_norm_
-from torch.optim.swa_utils import AveragedModel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
@@ -25,6 +24,7 @@ from model.build import as_configured, build_task, distils, random_teacher
 from model.task import EMBEDDINGS, RetrievalTask
 from model.teacher import CachedTeacher
 from processor.gradient_cache import backward
+from processor.moving_average import MovingAverage
 from processor.random_batch import micro_batches_of, random_batch, rows_per_pair
 from solver.optimizer import build_optimizer
 from utils.batch import MicroBatch
@@ -76,10 +76,10 @@ class FakeStep:
                 dim = teacher.source.encoder.embed_dim
                 teacher.fill(*(torch.empty(num_pairs, dim, device=device) for _ in range(2)))
             self.task: RetrievalTask = task.to_empty(device=device).train()
-            self.average = None if config.train.ema is None else AveragedModel(self.task.encoder)
-            for module in filter(None, (self.task, teacher, self.average)):
+            for module in filter(None, (self.task, teacher)):
                 for tensor in (*module.parameters(), *module.buffers()):
                     self._memory.add(tensor)
+            self.average = None if config.train.ema is None else MovingAverage(self.task.encoder, config.train.ema)
             self.optimizer = build_optimizer(config.solver, self.task.named_parameters())
         for parameter in self.task.parameters():
             parameter.register_post_accumulate_grad_hook(self._note_gradient)

@@ -20,9 +20,7 @@ def matmul_precision(name: str | None) -> Iterator[None]:
 
     None leaves it as it is.
     """
-    if (
-        name is None or torch.compiler.is_compiling()
-    ):  # there, the precision is that of the call, which is the highest (configs/schema.py)
+    if name is None or torch.compiler.is_compiling():  # compiled steps have the highest, see configs/schema.py
         yield
         return
     before = torch.get_float32_matmul_precision()

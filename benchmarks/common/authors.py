@@ -26,6 +26,7 @@ from transformers import BertConfig
 
 from configs.schema import Config
 from utils.batch import Batch
+from utils.distributed import default_device
 from utils.errors import ConfigError
 
 NUM_PIDS = 11_003  # of CUHK-PEDES
@@ -58,7 +59,7 @@ class AuthorsStep:
             raise ConfigError(f"--authors: unknown method {name}; choose from {', '.join(BUILDERS)}")
         if not Path(folder).is_dir():
             raise ConfigError(f"--authors: {folder} is no folder; clone the repository of {name}")
-        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.device = default_device()
         torch.manual_seed(0)
         with imported_from(folder) as load, contextlib.redirect_stdout(io.StringIO()):
             self.model, self.losses, self.optimizer = BUILDERS[name](load, config)
@@ -67,9 +68,9 @@ class AuthorsStep:
     def __call__(self, batch: Batch) -> float:
         """Forward, backward and update on a batch of ours; returns the loss."""
         with contextlib.ExitStack() as stack:
-            if self.device == "cpu":
+            if self.device.type == "cpu":
                 stack.enter_context(mock.patch.object(Tensor, "half", Tensor.float))
-                stack.enter_context(mock.patch.object(Tensor, "cuda", lambda tensor: tensor))
+                stack.enter_context(mock.patch.object(Tensor, Tensor.cuda.__name__, lambda tensor: tensor))
             loss = self.losses(batch)
             self.optimizer.zero_grad()
             loss.backward()
@@ -105,7 +106,7 @@ def _of_clip(load: Callable[[str], ModuleType], config: Config, loss_names: str)
     build.build_CLIP_from_openai_pretrained = random_clip  # type: ignore[attr-defined]
     options = SimpleNamespace(**OPTIONS | {"loss_names": loss_names, "img_size": config.data.image_size})
     model = build.build_model(options, num_classes=NUM_PIDS)
-    model = model if torch.cuda.is_available() else model.float()
+    model = model.float() if default_device().type == "cpu" else model
 
     def losses(batch: Batch) -> Tensor:
         found = model({**batch, "label_hat": torch.ones(len(batch["pids"]), device=batch["pids"].device)})

@@ -1,19 +1,26 @@
 """Whole training steps, and the comparison of several tasks' times."""
 
 import argparse
+import statistics
+import time
 from collections.abc import Callable, Sequence
 from functools import partial
 
+import torch
+
+from benchmarks.common.authors import AuthorsStep
+from benchmarks.common.profiling import memory_mb
 from benchmarks.common.rounds import Rounds, interleaved
 from configs.arguments import positive
 from configs.schema import Config, load_config
-from model.build import build_task
+from model.build import as_configured, build_task, distils, random_teacher
 from model.task import RetrievalTask
+from model.teacher import CachedTeacher
 from processor.gradient_cache import backward
-from processor.random_batch import micro_batches_of, random_batch, rows_per_pair
+from processor.random_batch import NUM_PAIRS, micro_batches_of, random_batch, rows_per_pair
 from solver.optimizer import build_optimizer, set_lr
 from utils.batch import Batch
-from utils.distributed import default_device, describe_device
+from utils.distributed import default_device, describe_device, peak_memory
 from utils.exit import exit_on_user_error
 from utils.precision import matmul_precision
 
@@ -45,8 +52,44 @@ class TrainingStep:
 
 
 def step_of(config: Config) -> TrainingStep:
-    """The step of a config, with random weights and without a teacher."""
-    return TrainingStep(build_task(config, NUM_PIDS, weights=False, teacher=False), config)
+    """The step of a config, with random weights of encoder and teacher."""
+    task = build_task(config, NUM_PIDS, weights=False, teacher=False)
+    teacher = as_configured(random_teacher(config), config) if distils(config) else None
+    if isinstance(teacher, CachedTeacher):
+        teacher.fill(*(torch.randn(NUM_PAIRS, task.encoder.embed_dim) for _ in range(2)))
+    return TrainingStep(RetrievalTask(task.encoder, dict(task.named_objectives()), teacher), config)
+
+
+def cost_of_steps(
+    config: Config, pairs: int, steps: int, authors: tuple[str, str] | None = None
+) -> tuple[float, float, float]:
+    """Cost of training steps in this process, which must be fresh.
+
+    Args:
+        config: resolved config.
+        pairs: pairs in a step.
+        steps: timed steps.
+        authors: method and folder of the authors' code, to measure in place of ours.
+
+    Returns:
+        Seconds of a step, the median behind the first one. Peak MB: of the GPU, or of the process above its level
+        before the model. Loss of the first step.
+    """
+    before = memory_mb("VmRSS")
+    torch.manual_seed(0)
+    with torch.device("meta"):  # takes no memory
+        task = build_task(config, NUM_PIDS, weights=False, teacher=False)
+    step = step_of(config) if authors is None else AuthorsStep(*authors, config)
+    fields = task.inputs | {"caption_ids"}
+    batch = random_batch(config, pairs, task.encoder.vocab_size, fields, device=default_device())
+    seconds, losses = [], []
+    for _ in range(steps + 1):
+        start = time.perf_counter()
+        losses.append(step(batch))
+        seconds.append(time.perf_counter() - start)
+    on_cpu = default_device().type == "cpu"
+    peak = memory_mb("VmHWM") - before if on_cpu else 1024 * (peak_memory(default_device()) or 0)
+    return statistics.median(seconds[1:]), peak, losses[0]
 
 
 def steps_program(
@@ -74,9 +117,8 @@ def steps_program(
         )
         steps = {way: partial(TrainingStep(task, config), batch) for way, task in tasks.items()}
         rounds = interleaved(steps, arguments.steps)
-        print(
-            f"{describe_device(default_device())}, {arguments.config}, {arguments.batch} pairs, {config.train.precision}"
-        )
+        what = f"{arguments.config}, {arguments.batch} pairs, {config.train.precision}"
+        print(f"{describe_device(default_device())}, {what}")
         print(f"\n{table(rounds, ways)}\n\n{rounds.note}")
 
 

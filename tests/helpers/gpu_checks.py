@@ -11,7 +11,7 @@ from torch import Tensor
 
 from configs.schema import Config
 from model.build import build_task
-from model.task import RetrievalTask
+from processor.engine import Engine
 from processor.fake_step import FakeStep
 from processor.gradient_cache import backward
 from processor.meters import Meters
@@ -134,11 +134,8 @@ def steps_without_waits(trainer: Trainer, number: int = 2) -> float:
     batches = [batch for _, batch in zip(range(number + 1), trainer.train.epoch(1), strict=False)]
     for place, batch in enumerate(batches):
         with waits_are_errors(device) if place else contextlib.nullcontext():  # the first step sets up libraries
-            precision, micro_batches = trainer.config.train.precision, [part.to(device) for part in batch]
-            loss, metrics = backward(
-                trainer.task, micro_batches, device=device, precision=precision, scale=trainer.scaler.scale
-            )
-            trainer._update()
+            loss, metrics = trainer.engine.backward(batch)
+            trainer.engine.update()
             meters.update({"loss": loss, **metrics}, 1)
     return meters.read()["loss"]
 
@@ -164,8 +161,9 @@ def speed(config: Config, device: torch.device, pairs: int, steps: int = 10) -> 
     """Measure whole training steps with random weights and random batches, after three that warm up."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    task = build_task(config, 1000, weights=False, teacher=False).to(device).train()
-    optimizer = build_optimizer(config.solver, task.named_parameters())
+    task = build_task(config, 1000, weights=False, teacher=False).train()
+    engine = Engine(task, config, device)
+    task.compile_parts(config.train.compile)
     fields = random_batch(config, pairs, task.encoder.vocab_size, task.inputs, device=device)
     micro_batches = micro_batches_of(fields, config.train.accumulate)
     start = time.perf_counter()
@@ -173,20 +171,9 @@ def speed(config: Config, device: torch.device, pairs: int, steps: int = 10) -> 
         if number == 3:
             wait_for(device)
             start = time.perf_counter()
-        _train(task, micro_batches, optimizer, config, device)
+        engine.backward(micro_batches)
+        engine.update()
     wait_for(device)
     seconds, memory = time.perf_counter() - start, peak_memory(device)
     fake = FakeStep(config, 1000, 1000, device)
     return Speed(pairs * steps / seconds, memory, fake.cost(fake.batch(pairs)).peak / 2**30)
-
-
-def _train(
-    task: RetrievalTask,
-    micro_batches: list[MicroBatch],
-    optimizer: torch.optim.Optimizer,
-    config: Config,
-    device: torch.device,
-) -> None:
-    backward(task, micro_batches, device=device, precision=config.train.precision, scale=lambda loss: loss)
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
