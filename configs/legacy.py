@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+from utils.yaml_text import settled
+
 # Version 0.1 wrote all of these for every schedule.
 SCHEDULE_0_1 = {
     *("name", "warmup_epochs", "warmup_factor", "warmup", "warmup_lr", "min_lr", "milestones", "gamma", "power"),
@@ -21,6 +23,18 @@ SCHEDULE_OPTIONS = {
 
 def upgrade(data: dict[str, Any]) -> dict[str, Any]:
     """Map the config that an earlier version saved in a run folder or a checkpoint; others stay as they are."""
+    return _compile(_schedule(data))
+
+
+def _compile(data: dict[str, Any]) -> dict[str, Any]:
+    """`train.compile` was true or false."""
+    train = data.get("train")
+    if isinstance(train, Mapping) and isinstance(compiled := settled(train.get("compile")), bool):
+        return data | {"train": {**train, "compile": "towers" if compiled else "none"}}
+    return data
+
+
+def _schedule(data: dict[str, Any]) -> dict[str, Any]:
     schedule = data.get("solver", {}).get("schedule") if isinstance(data.get("solver"), Mapping) else None
     if isinstance(schedule, Mapping) and schedule.keys() == SCHEDULE_0_1:
         kept = {"name", *SCHEDULE_OPTIONS.get(schedule["name"], SCHEDULE_0_1)}

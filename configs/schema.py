@@ -134,10 +134,12 @@ class TrainConfig:
     seed: int = option(1, ge=0, le=MAX_SEED, help="seed of weights, shuffling, augmentation and masking")
     clip_grad: float | None = option(None, gt=0, help="largest gradient norm; null: no clipping")
     accumulate: int = option(1, ge=1, help="micro-batches per batch: same gradient, less memory", resumable=True)
+    compile: Literal["none", "towers", "step"] = option(
+        "none", help="apply torch.compile to each tower, or to the encoder with its losses", resumable=True
+    )
     shard: Literal["none", "full"] = option(
         "none", help="full: split weights, gradients and optimizer over processes, for less memory", resumable=True
     )
-    compile: bool = option(False, help="apply torch.compile to the towers", resumable=True)
     ema: float | None = option(None, gt=0, lt=1, help="decay of averaged weights, evaluated and saved; null: none")
     log_every: int = option(100, ge=1, help="steps between log lines", resumable=True)
     save_every_steps: int | None = option(
@@ -215,7 +217,11 @@ def checked(config: Config) -> Config:
         raise ConfigError(
             f"train.accumulate: must be at most data.batch_size ({data.batch_size}), got {config.train.accumulate}"
         )
-    if config.train.compile and config.train.shard == "full":
+    if config.train.compile == "step":
+        for name, needed in (("accumulate", 1), ("matmul", "highest")):
+            if (found := getattr(config.train, name)) != needed:
+                raise ConfigError(f"train.{name}: must be {needed} with train.compile=step, got {found}")
+    if config.train.compile != "none" and config.train.shard == "full":
         raise ConfigError("train.compile: cannot be combined with train.shard=full; set one of them only")
     if data.sampler == "identity" and data.batch_size % data.num_instances:
         raise ConfigError(

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -158,7 +158,7 @@ class RetrievalTask(nn.Module):
             device = step.image.device.type
             precision = objective.autocast and torch.is_autocast_enabled(device)
             trained = objective.weight != 0  # otherwise computed and logged only, and a NaN does no harm
-            products = torch.get_float32_matmul_precision() if objective.autocast else "highest"
+            products = None if objective.autocast else "highest"
             with torch.autocast(device, enabled=precision), torch.set_grad_enabled(trained), matmul_precision(products):
                 loss, found = objective(step)
             if (weight := weights.get(name)) is not None:
@@ -189,6 +189,16 @@ class RetrievalTask(nn.Module):
 
     def encode_text(self, caption_ids: Tensor) -> Encoded:
         return self.encoder.encode_text(caption_ids)
+
+    def compile_parts(self, parts: Literal["none", "towers", "step"]) -> None:
+        """Apply torch.compile in place: to each tower, or to the encoder with its losses as well.
+
+        Evaluation runs the towers alone, so they are compiled in both cases.
+        """
+        if parts != "none":
+            self.encoder.compile_towers()
+        if parts == "step":
+            self.compile()  # sizes that change get dynamic in a second graph
 
     def _check_fields(self, batch: Batch) -> None:
         for name, key in self._needed_by.items():

@@ -78,8 +78,7 @@ def train(config: Config, run: Path | None = None, *, resumption: Resumption | N
     task = build_task(config, len(annotations.train_labels), weights=not resumed, teacher=distils)
     engine = Engine(task, config, device)
     loader, evaluation = build_loaders(config, annotations, task, device)
-    if config.train.compile:
-        task.encoder.compile_towers()
+    task.compile_parts(config.train.compile)
     if isinstance(task.teacher, CachedTeacher):
         fill_cache(task.teacher, loader.pairs, config, device)
 

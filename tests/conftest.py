@@ -15,6 +15,12 @@ from processor import training
 from tests.helpers.configs import GOLDEN, TINY, tiny_config
 
 
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Collect tests/gpu for `-m gpu` alone, so that other runs list no skipped tests."""
+    asked = "gpu" in str(config.option.markexpr)
+    return True if collection_path == Path(__file__).parent / "gpu" and not asked else None
+
+
 @pytest.fixture(scope="session")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Data root with rendered pedestrians: 8 + 3 + 4 identities, 2 images each, 2 captions per image."""

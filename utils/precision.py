@@ -15,8 +15,14 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
 
 
 @contextlib.contextmanager
-def matmul_precision(name: str) -> Iterator[None]:
-    """Compute float32 matrix products with this precision: highest, high (TF32 on GPUs), or medium (bfloat16)."""
+def matmul_precision(name: str | None) -> Iterator[None]:
+    """Compute float32 matrix products with this precision: highest, high (TF32 on GPUs), or medium (bfloat16).
+
+    None leaves it as it is.
+    """
+    if name is None or torch.compiler.is_compiling():  # compiled steps have the highest, see configs/schema.py
+        yield
+        return
     before = torch.get_float32_matmul_precision()
     if name == before:
         yield

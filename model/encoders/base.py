@@ -58,6 +58,7 @@ class Encoder(nn.Module, ABC):
     inputs: frozenset[str] = frozenset()  # batch fields that `enrich` and `relate` read
     why_no_tokens: str | None = None  # reason and remedy if tokens are incomplete in training
     why_not_accumulate: str | None = None  # reason and remedy if a batch cannot be encoded in micro-batches
+    why_no_step: str | None = None  # reason and remedy if the encoder cannot be compiled together with the losses
     why_not_shard: str | None = None  # reason and remedy if the parameters cannot be sharded over processes
 
     @abstractmethod
@@ -83,9 +84,9 @@ class Encoder(nn.Module, ABC):
         return ()
 
     def compile_towers(self) -> None:
-        """Apply torch.compile to the towers."""
+        """Apply torch.compile to the towers, with dynamic sizes where batches differ in length."""
         for tower in self.children():
-            tower.compile()
+            tower.compile(dynamic=True)
 
     @property
     def blocks(self) -> list[nn.Module]:

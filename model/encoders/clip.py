@@ -67,6 +67,10 @@ class CLIPEncoder(Encoder):
         tokens = self.text(caption_ids)
         return Encoded(tokens[torch.arange(len(tokens), device=tokens.device), end_of_text(caption_ids)], tokens)
 
+    def compile_towers(self) -> None:
+        self.image.compile()
+        self.text.compile(dynamic=True)  # else the first text length gets a graph of its own
+
     def patches(self, name: str) -> PatchGrid | None:
         return patches_of(self.image.trunk, self.image_size) if name == "image.trunk.pos_embed" else None
 

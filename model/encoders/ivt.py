@@ -94,6 +94,7 @@ class IVTEncoder(Encoder):
         self.mask_ratio, self.mask_per_sample = mask_ratio, mask_per_sample
         if mask_ratio > 0:
             self.why_no_tokens = f"model.mask_ratio={mask_ratio} drops some in training; set model.mask_ratio=0"
+            self.why_no_step = "model.mask_ratio draws the number of tokens on the CPU; set train.compile=towers"
 
     def encode_image(self, images: Tensor) -> Encoded:
         patches = self.trunk.patch_embed(images)
@@ -106,10 +107,11 @@ class IVTEncoder(Encoder):
     def _encode(self, tokens: Tensor, mask: Tensor | None = None, *, text: bool = False) -> Encoded:
         if self.training and self.mask_ratio:
             tokens, mask = keep_tokens(tokens, mask, self._draw_kept(len(tokens), tokens.shape[1], tokens.device))
-        return self.run_blocks(tokens, mask, text=text)
+        encoded: Encoded = self(tokens, mask, text=text)
+        return encoded
 
-    def run_blocks(self, tokens: Tensor, mask: Tensor | None, *, text: bool) -> Encoded:
-        """Run all blocks and the last norm.
+    def forward(self, tokens: Tensor, mask: Tensor | None, *, text: bool) -> Encoded:
+        """Run all blocks and the last norm, the tower of both modalities.
 
         Args:
             tokens: embedded tokens (B, T, D).
@@ -133,8 +135,8 @@ class IVTEncoder(Encoder):
         return torch.cat([kept.new_zeros(rows, 1), kept], dim=1)
 
     def compile_towers(self) -> None:
-        for block in self.trunk.blocks:
-            block.compile()
+        # One graph for all blocks: drop_path differs by block, which would make a graph for each of them.
+        self.compile(dynamic=True)
 
     def patches(self, name: str) -> PatchGrid | None:
         return patches_of(self.trunk, self.image_size) if name in ("trunk.pos_embed", "type_embed") else None

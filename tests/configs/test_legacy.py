@@ -35,6 +35,11 @@ def test_configs_of_this_version_stay_as_they_are() -> None:
         assert upgrade(data) == data
 
 
+@pytest.mark.parametrize("old, new", [("true", "towers"), ("false", "none"), ("step", "step")])
+def test_compile_was_true_or_false(old: str, new: str) -> None:
+    assert parse_config(f"train: {{compile: {old}}}").train.compile == new
+
+
 def test_a_run_of_version_0_1_is_resumed(tiny: list[str], tmp_path: Path) -> None:
     """Rewrite a run as version 0.1 wrote it: schedule, augmentations, training state, no trackers and no version."""
     config = irra_config(tiny, "train.epochs=2", "losses.sdm.consensus=auto")
@@ -43,6 +48,7 @@ def test_a_run_of_version_0_1_is_resumed(tiny: list[str], tmp_path: Path) -> Non
     old["solver"]["schedule"] = {"name": "cosine", **DEFAULTS, **old["solver"]["schedule"]}
     old["data"]["image_aug"] = [next(iter(entry)) for entry in old["data"]["image_aug"]]
     del old["train"]["trackers"]
+    old["train"]["compile"] = False
     (run / "config.yaml").write_text(yaml.safe_dump(old))
     assert resolve(load_config(run / "config.yaml")) == config == resolve(parse_config(yaml.safe_dump(old)))
     content = load_checkpoint(run / "last.pt")

@@ -13,7 +13,7 @@ from processor.teacher_cache import fill_cache
 from tests.helpers.configs import CONFIGS, TINY
 from tests.helpers.gpu_runs import shipped_config, trainer_of
 from tests.helpers.simulated_gpu import GPU, simulated_gpu
-from utils.metrics import retrieval_metrics
+from utils.metrics import retrieval_metrics, streamed_metrics
 
 CPU = torch.device("cpu")
 
@@ -40,6 +40,20 @@ def ranked(queries: int, items: int) -> tuple[torch.Tensor, torch.Tensor, torch.
     generator = torch.Generator().manual_seed(0)
     query, gallery = (torch.randn(rows, 8, generator=generator) for rows in (queries, items))
     return query, gallery, torch.arange(queries) % 7, torch.arange(items) % 9
+
+
+def test_ranking_does_not_wait_per_chunk() -> None:
+    query, gallery, query_pids, gallery_pids = ranked(48, 30)
+    expected = streamed_metrics(query, gallery, query_pids, gallery_pids, chunk=8)
+    waits = []
+    for chunk in (8, 24):
+        with simulated_gpu() as gpu:
+            on_gpu = query.to(GPU), gallery.to(GPU)
+            before = len(gpu.syncs)
+            found = streamed_metrics(*on_gpu, query_pids, gallery_pids, chunk=chunk)
+            waits.append(places(gpu.syncs[before:]))
+        assert found == pytest.approx(expected)
+    assert waits[0] == waits[1]
 
 
 def test_scores_on_the_gpu_are_ranked_as_on_the_cpu() -> None:

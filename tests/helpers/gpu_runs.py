@@ -10,10 +10,10 @@ from configs.schema import Config, load_config
 from datasets.annotations import load_annotations
 from model.build import build_encoder, build_task
 from model.teacher import Teacher
+from processor.engine import Engine
 from processor.inputs import build_loaders
 from processor.resolve import resolve
 from processor.trainer import Trainer
-from solver.optimizer import build_optimizer
 from tests.helpers.configs import CONFIGS, METHODS, TINY, TINY_IVT
 from tests.helpers.tasks import with_teacher
 from utils.config import to_plain, to_yaml
@@ -48,10 +48,9 @@ def trainer_of(config: Config, device: torch.device, run: Path) -> Trainer:
     task = build_task(config, num_pids=8, teacher=False)
     if any("distill" in name for name in config.losses) and not task.encoder.teaches_itself:
         task = with_teacher(task, Teacher(build_encoder(load_config(CONFIGS / "lcr2s_teacher.yaml", TINY))))
-    task.to(device)
+    engine = Engine(task, config, device)
     train, evaluation = build_loaders(config, annotations, task, device)
-    optimizer = build_optimizer(config.solver, task.named_parameters())
-    return Trainer(task, optimizer, train, {"test": evaluation["test"]}, config, run, device)
+    return Trainer(engine, train, {"test": evaluation["test"]}, run)
 
 
 def train_epoch(trainer: Trainer) -> dict[str, Any]:

@@ -96,7 +96,7 @@ def test_both_modalities_give_the_authors_tokens(task: RetrievalTask, golden: di
 def test_padding_is_kept_from_the_words(task: RetrievalTask, golden: dict[str, np.ndarray]) -> None:
     encoder, ids = task.encoder, inputs(golden)["caption_ids"]
     assert isinstance(encoder, IVTEncoder)
-    close(encoder.run_blocks(encoder.words(input_ids=ids), None, text=True).tokens, golden["out/txt_without_mask"])
+    close(encoder(encoder.words(input_ids=ids), None, text=True).tokens, golden["out/txt_without_mask"])
     short = ids[2:, :3]  # the other columns are padding
     close(encoder.encode_text(short).embedding, golden["out/txt_emb"][2:])
 
@@ -111,7 +111,7 @@ def test_the_tokens_that_masking_keeps_give_the_authors_outputs(
     mask = torch.from_numpy(golden["in/mask"]).bool() if modality == "txt" else None
     kept = torch.from_numpy(golden[f"bmm/{modality}_kept"])
     for positions in (kept[None], kept.repeat(len(tokens), 1)):  # shared by the batch, or one row per sample
-        encoded = encoder.run_blocks(*keep_tokens(tokens, mask, positions), text=modality == "txt")
+        encoded = encoder(*keep_tokens(tokens, mask, positions), text=modality == "txt")
         close(encoded.tokens, golden[f"bmm/{modality}_out"])
 
 
@@ -135,7 +135,7 @@ def test_the_order_of_what_is_kept_does_not_matter(task: RetrievalTask, golden: 
     assert isinstance(encoder, IVTEncoder)
     words, mask = encoder.words(input_ids=ids), ids != 0
     first, second = (
-        encoder.run_blocks(*keep_tokens(words, mask, torch.tensor([kept])), text=True).embedding
+        encoder(*keep_tokens(words, mask, torch.tensor([kept])), text=True).embedding
         for kept in ([0, 5, 1, 3], [0, 1, 3, 5])
     )
     torch.testing.assert_close(first, second)

@@ -73,21 +73,6 @@ def test_products_have_the_precision_of_the_config_in_steps_only(
     assert seen == {(True, "medium"), (False, "highest")}
 
 
-def test_compile_compiles_both_towers_and_trains(tiny: list[str], tmp_path: Path, monkeypatch) -> None:
-    compiled = []
-
-    def compile_without_code_generation(self: torch.nn.Module) -> None:  # generation takes a minute
-        compiled.append(type(self).__name__)
-        self._compiled_call_impl = torch.compile(self._call_impl, backend="eager")
-
-    monkeypatch.setattr(torch.nn.Module, "compile", compile_without_code_generation)
-    run = training.train(irra_config(tiny, "train.compile=true", "train.ema=0.5"), tmp_path / "run")
-    assert compiled == ["ImageTower", "TextTower"]
-    plain = training.train(irra_config(tiny), tmp_path / "plain")
-    assert load_checkpoint(run / "last.pt")["model"].keys() == load_checkpoint(plain / "last.pt")["model"].keys()
-    assert lines_of(run)[0]["loss"] == pytest.approx(lines_of(plain)[0]["loss"], rel=1e-4)
-
-
 def test_gradients_are_clipped_to_the_norm(tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     norms: list[float] = []
 
