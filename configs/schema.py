@@ -65,6 +65,14 @@ class DataConfig:
     num_instances: int = option(4, ge=1, help="pairs of an identity in a batch; a divisor of batch_size")
     val_ids: int = option(200, ge=0, help="training identities held out as val, if there is no val split to select on")
     on_bad_image: Literal["error", "skip"] = option("error", help="skip: replace unreadable images, count and log them")
+    cache: Literal["auto", "on", "off"] = option(
+        "auto",
+        help="decode and resize images once into a file; auto: 2000 images or more, and twice their space is free",
+        resumable=True,
+    )
+    cache_dir: str | None = option(
+        None, path=True, help="folder of these files; null: .decoded in data.root, or in ~/.cache", resumable=True
+    )
     workers: int | None = option(
         None,
         ge=0,

@@ -17,7 +17,7 @@ class Collate:
     IVT's masks padding. It happens on the CPU, where finding the longest caption causes no device sync.
 
     Args:
-        fields: batch fields to keep; None keeps all.
+        fields: batch fields to keep, with those of their raw images (utils/pixels.py); None keeps all.
         full_text: keep all columns of text.
     """
 
@@ -35,7 +35,9 @@ class Collate:
                 batch["support_caption_ids"] = support[:, : longest(support)].contiguous()
         if "mlm_labels" in batch:
             batch["mlm_positions"] = batch["mlm_labels"].flatten().nonzero().squeeze(1)
-        return batch if self.fields is None else {name: batch[name] for name in batch if name in self.fields}
+        return (
+            batch if self.fields is None else {name: batch[name] for name in batch if name.split("/")[0] in self.fields}
+        )
 
 
 def longest(caption_ids: Tensor) -> int:

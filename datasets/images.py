@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -35,21 +35,31 @@ class Header(NamedTuple):
     orientation: int  # EXIF orientation, 1 (upright) to 8
 
 
+class Cache(Protocol):
+    """Decoded images by path."""
+
+    def get(self, path: str) -> Image.Image | None: ...
+
+
 class Images:
     """Reads images by number and records the unreadable ones, across data loading workers.
 
     Args:
         paths: path of each image.
         skip_bad: return None for an unreadable image instead of raising.
+        cache: decoded images.
     """
 
-    def __init__(self, paths: Sequence[str], *, skip_bad: bool) -> None:
-        self.paths, self.skip_bad = paths, skip_bad
+    def __init__(self, paths: Sequence[str], *, skip_bad: bool, cache: Cache | None = None) -> None:
+        self.paths, self.skip_bad, self.cache = paths, skip_bad, cache
         # Shared memory: the workers write to it.
         self.bad = torch.zeros(len(paths), dtype=torch.bool)
         self.bad.share_memory_()
 
     def read(self, number: int) -> Image.Image | None:
+        """The image, decoded; of the training size if it comes from the cache."""
+        if self.cache is not None and (image := self.cache.get(self.paths[number])) is not None:
+            return image
         try:
             return read_image(self.paths[number])
         except DataError:

@@ -2,14 +2,15 @@
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from configs.schema import DataConfig
 from datasets.annotations import Annotations, Record
 from datasets.collate import Collate
+from datasets.image_cache import cached_images
 from datasets.images import Images
 from datasets.pairs import GalleryImages, QueryCaptions, TrainPairs
 from datasets.samplers import IdentityBatches, LocalMicroBatches, RandomBatches
@@ -24,7 +25,7 @@ from datasets.text.tokenizers import (
     merges_in_place_of,
 )
 from datasets.transforms import build_transform
-from datasets.workers import leave_to_main, num_workers
+from datasets.workers import data_loader, num_workers
 from utils.batch import Batch, MicroBatch
 from utils.distributed import world_size
 from utils.errors import ConfigError
@@ -93,7 +94,8 @@ class EvalLoaders(NamedTuple):
     """Gallery (images) and query (captions) batches of this process's shard of a split."""
 
     gallery: DataLoader[Batch]
-    query: DataLoader[Batch]
+    query: DataLoader[Batch]  # from short to long captions
+    places: Tensor  # int64 (n,): place of each caption in `query`, in annotation order
     images: Images  # readers of the gallery, which know the unreadable ones
     records: Sequence[Record]  # the split, on all processes
 
@@ -131,7 +133,10 @@ def build_train_loader(
             "cuhk_pedes_att.json in place of reid_raw.json, or set data.word_source=clause"
         )
     transform = build_transform(config, train=True)
-    pairs = TrainPairs(annotations.train, annotations.train_labels, transform, tokenizer, fields, seed, config)
+    cache = cached_images(config, annotations.train, train=True)
+    pairs = TrainPairs(annotations.train, annotations.train_labels, transform, tokenizer, fields, seed, config, cache)
+    if config.text_levels == ["sentence"]:
+        pairs.caption_ids  # noqa: B018  # encoded before the workers start
     batches = build_batches(config, [pair.record.pid for pair in pairs.pairs], seed)
     workers = num_workers(config)
     per_pair = pairs.rows_per_pair + (config.support_images if "support_images" in fields else 0)
@@ -142,6 +147,7 @@ def build_train_loader(
         images=-(-config.batch_size // parts) * per_pair,
         total=local_pairs * per_pair,
         held=micro_batches,
+        depth=transform.depth,
     )
 
     def load(batches: Sampler[list[int]]) -> DataLoader[Batch]:
@@ -152,7 +158,6 @@ def build_train_loader(
             timeout=config.timeout,
             collate_fn=Collate(fields, full_text=full_text),
             pin_memory=pin_memory,
-            persistent_workers=workers > 0,
         )
 
     return TrainLoader(pairs, batches, config.batch_size, micro_batches, load)
@@ -168,13 +173,16 @@ def build_batches(config: DataConfig, pids: list[int], seed: int) -> RandomBatch
 def build_eval_loaders(
     config: DataConfig, records: Sequence[Record], tokenizer: TextTokenizer, *, batch_size: int, pin_memory: bool
 ) -> EvalLoaders:
-    """Gallery and query batches of this process's shard of a split, in annotation order."""
+    """Gallery and query batches of this process's shard of a split."""
     local = records[local_slice(shard_sizes(len(records)))]
     skip = config.on_bad_image == "skip"
-    gallery = GalleryImages(local, build_transform(config, train=False), skip_bad_images=skip)
+    cache = cached_images(config, records, train=False)
+    gallery = GalleryImages(local, build_transform(config, train=False), skip_bad_images=skip, cache=cache)
+    captions = QueryCaptions(local, tokenizer)
     return EvalLoaders(
         gallery_loader(config, gallery, batch_size, pin_memory=pin_memory),
-        eval_loader(QueryCaptions(local, tokenizer), batch_size, pin_memory=pin_memory),
+        eval_loader(captions, batch_size, pin_memory=pin_memory),
+        captions.places,
         gallery.images,
         records,
     )
@@ -195,18 +203,6 @@ def eval_loader(
     """Batches of a data set in order, without random draws; `timeout` is in seconds and needs workers."""
     return data_loader(
         dataset, batch_size=batch_size, workers=workers, timeout=timeout, collate_fn=Collate(), pin_memory=pin_memory
-    )
-
-
-def data_loader(dataset: Dataset[Any], *, workers: int, timeout: float, **options: Any) -> DataLoader[Batch]:
-    """A data loader that draws nothing from the model's generator; `options` are those of torch."""
-    return DataLoader(
-        dataset,
-        num_workers=workers,
-        timeout=timeout if workers else 0,
-        worker_init_fn=leave_to_main,
-        generator=torch.Generator(),
-        **options,
     )
 
 

@@ -1,6 +1,7 @@
 """Torch data sets: training pairs, gallery images, query captions."""
 
 from collections.abc import Collection, Mapping, Sequence
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -11,12 +12,13 @@ from torch.utils.data import Dataset
 
 from configs.schema import DataConfig
 from datasets.annotations import Record
+from datasets.image_cache import ImageCache
 from datasets.images import Images
 from datasets.noise import noise_index
 from datasets.supports import Supports
 from datasets.text.levels import text_of_level
 from datasets.text.masking import augment_caption, random_mask
-from datasets.text.tokenizers import ClipTokenizer, TextTokenizer
+from datasets.text.tokenizers import ClipTokenizer, TextTokenizer, encode_all
 from datasets.transforms import ImageTransform
 from utils.batch import Batch
 from utils.errors import ConfigError, DataError
@@ -52,12 +54,13 @@ class TrainPairs(Dataset[Batch]):
     Args:
         records: training records.
         labels: raw pid -> label 0..C-1.
-        transform: PIL image -> float tensor (3, H, W); may draw from torch's global generator.
+        transform: PIL image -> raw image; may draw from torch's global generator.
         tokenizer: captions -> ids.
         fields: batch fields to make, from utils/batch.py.
         seed: random seed.
         config: views, texts, noise, support sets and treatment of unreadable images. If there are fewer text levels
             than views, they repeat, and vice versa.
+        cache: decoded images.
 
     Raises:
         ConfigError: on construction, fields, config and tokenizer contradict each other.
@@ -73,6 +76,7 @@ class TrainPairs(Dataset[Batch]):
         fields: Collection[str],
         seed: int,
         config: DataConfig,
+        cache: ImageCache | None = None,
     ) -> None:
         for key, used in (("losses.mlm", "mlm_ids" in fields), ("data.text_aug", config.text_aug > 0)):
             if used and not isinstance(tokenizer, ClipTokenizer):
@@ -95,7 +99,8 @@ class TrainPairs(Dataset[Batch]):
         if config.noise_drop:
             self.pairs = [pair for pair, clean in zip(self.pairs, self.clean, strict=True) if clean]
             self.clean = [True] * len(self.pairs)
-        self.images = Images([pair.record.image_path for pair in self.pairs], skip_bad=config.on_bad_image == "skip")
+        paths = [pair.record.image_path for pair in self.pairs]
+        self.images = Images(paths, skip_bad=config.on_bad_image == "skip", cache=cache)
         self.supports: Supports | None = None
         if any(name.startswith("support_") for name in fields):
             if self.rows_per_pair > 1:
@@ -129,34 +134,42 @@ class TrainPairs(Dataset[Batch]):
             )
         }
         views = self._augmented([image] * self.config.views, entropy)
-        texts = self._encoded(self._texts(pair, rng), rng)
-        item["images"], item["caption_ids"] = (_cycled(rows, self.rows_per_pair) for rows in (views, texts))
+        item |= _named("images", [views[number % len(views)] for number in range(self.rows_per_pair)])
+        texts = self._changed(self._texts(index, rng), rng)
+        item["caption_ids"] = torch.stack([texts[number % len(texts)] for number in range(self.rows_per_pair)])
         if "mlm_ids" in self.fields:
             masked = [random_mask(ids, self._mask_id, rng) for ids in item["caption_ids"]]
             item["mlm_ids"], item["mlm_labels"] = (torch.stack(rows) for rows in zip(*masked, strict=True))
         return item if self.supports is None else item | self._support(index, self.supports)
 
-    def _augmented(self, images: Sequence[Image.Image], entropy: np.random.SeedSequence) -> list[Tensor]:
+    @cached_property
+    def caption_ids(self) -> Tensor:
+        """The captions of all pairs, encoded once: int32 (N, text_length)."""
+        return encode_all(self.tokenizer, [pair.caption for pair in self.pairs])
+
+    def _augmented(self, images: Sequence[Image.Image], entropy: np.random.SeedSequence) -> list[Batch]:
         with torch.random.fork_rng(devices=[]):
             # The default generator only: torch.manual_seed would seed those of the GPUs as well.
             torch.default_generator.manual_seed(int(entropy.generate_state(1, np.uint64)[0]))
-            return [self.transform(image) for image in images]
+            return [self.transform.raw(image) for image in images]
 
-    def _encoded(self, texts: Sequence[str], rng: np.random.Generator) -> list[Tensor]:
-        ids = [self.tokenizer.encode(text) for text in texts]
+    def _changed(self, ids: Sequence[Tensor], rng: np.random.Generator) -> list[Tensor]:
         rate = self.config.text_aug
-        return [augment_caption(one, self._mask_id, rate, rng) for one in ids] if rate else ids
+        return [augment_caption(one, self._mask_id, rate, rng) for one in ids] if rate else list(ids)
 
     @property
     def _mask_id(self) -> int:
         assert isinstance(self.tokenizer, ClipTokenizer)
         return self.tokenizer.mask_id
 
-    def _texts(self, pair: Pair, rng: np.random.Generator) -> list[str]:
+    def _texts(self, index: int, rng: np.random.Generator) -> list[Tensor]:
+        """Ids of a pair's texts; those of the sentence level are known already."""
         if self.config.text_levels == ["sentence"]:
-            return [pair.caption]
-        attributes = pair.attributes if self.config.word_source == "attributes" else None
-        return [text_of_level(pair.caption, level, rng, attributes) for level in self.config.text_levels]
+            return [self.caption_ids[index].long()]
+        _, caption, phrases = self.pairs[index]
+        attributes = phrases if self.config.word_source == "attributes" else None
+        texts = [text_of_level(caption, level, rng, attributes) for level in self.config.text_levels]
+        return [self.tokenizer.encode(text) for text in texts]
 
     def _support(self, index: int, supports: Supports) -> Batch:
         """Fields of the support sets: the pairs drawn, the occupied slots, augmented images and captions."""
@@ -166,8 +179,9 @@ class TrainPairs(Dataset[Batch]):
         if "support_images" in self.fields:
             found = [self.images.read(pair) for pair in pairs[mask]]
             mask[mask] = [image is not None for image in found]
-            views = self._augmented([image for image in found if image is not None], entropy)
-            item["support_images"] = torch.stack(views) if views else torch.empty(0, 3, *self.config.image_size)
+            images = [image for image in found if image is not None]
+            views = self._augmented(images or [Image.new("RGB", (1, 1))], entropy)  # any image shows the fields
+            item |= {name: rows[: len(images)] for name, rows in _named("support_images", views).items()}
         item["support_image_mask"] = torch.from_numpy(mask)[None]
 
         rng = np.random.default_rng(self._entropy(index, SUPPORT_CAPTION_STREAM))
@@ -175,7 +189,7 @@ class TrainPairs(Dataset[Batch]):
         item["support_caption_pairs"] = torch.from_numpy(pairs)[None]
         item["support_caption_mask"] = torch.from_numpy(mask)[None]
         if "support_caption_ids" in self.fields:
-            texts = self._encoded([self.pairs[pair].caption for pair in pairs[mask]], rng)
+            texts = self._changed(list(self.caption_ids[pairs[mask]].long()), rng)
             empty = torch.empty(0, self.config.text_length, dtype=torch.int64)
             item["support_caption_ids"] = torch.stack(texts) if texts else empty
         return item
@@ -201,32 +215,41 @@ class TrainPairs(Dataset[Batch]):
 class GalleryImages(Dataset[Batch]):
     """The images of a split, in annotation order; an empty item for a skipped one."""
 
-    def __init__(self, records: Sequence[Record], transform: ImageTransform, *, skip_bad_images: bool = False) -> None:
+    def __init__(
+        self,
+        records: Sequence[Record],
+        transform: ImageTransform,
+        *,
+        skip_bad_images: bool = False,
+        cache: ImageCache | None = None,
+    ) -> None:
         self.transform = transform
-        self.images = Images([record.image_path for record in records], skip_bad=skip_bad_images)
+        self.images = Images([record.image_path for record in records], skip_bad=skip_bad_images, cache=cache)
 
     def __len__(self) -> int:
         return len(self.images.paths)
 
     def __getitem__(self, index: int) -> Batch:
         image = self.images.read(index)
-        return {} if image is None else {"images": self.transform(image)[None]}
+        return {} if image is None else _named("images", [self.transform.raw(image)])
 
 
 class QueryCaptions(Dataset[Batch]):
-    """The captions of a split, in annotation order."""
+    """The captions of a split, from short to long, so that a batch has little padding."""
 
     def __init__(self, records: Sequence[Record], tokenizer: TextTokenizer) -> None:
-        self.captions = [pair.caption for pair in pairs_of(records)]
-        self.tokenizer = tokenizer
+        caption_ids = encode_all(tokenizer, [pair.caption for pair in pairs_of(records)])
+        order = (caption_ids != 0).sum(1).argsort(stable=True)
+        self.caption_ids = caption_ids[order]
+        self.places = order.argsort()  # place of each caption here, in annotation order
 
     def __len__(self) -> int:
-        return len(self.captions)
+        return len(self.caption_ids)
 
     def __getitem__(self, index: int) -> Batch:
-        return {"caption_ids": self.tokenizer.encode(self.captions[index])[None]}
+        return {"caption_ids": self.caption_ids[index].long()[None]}
 
 
-def _cycled(rows: Sequence[Tensor], size: int) -> Tensor:
-    """Stack `size` rows, repeating them from the start where there are fewer."""
-    return torch.stack([rows[number % len(rows)] for number in range(size)])
+def _named(name: str, images: Sequence[Batch]) -> Batch:
+    """Fields of raw images, joined under a name."""
+    return {name + rest: torch.cat([image[rest] for image in images]) for rest in images[0]}

@@ -12,7 +12,9 @@ FOLDER = Path("/dev/shm")  # of Linux; other systems have no fixed size
 PREFETCHED = 2  # batches of each worker that wait for the main process, torch's default
 
 
-def require_shared_memory(config: DataConfig, *, workers: int, images: int, total: int, held: int = 1) -> None:
+def require_shared_memory(
+    config: DataConfig, *, workers: int, images: int, total: int, held: int = 1, depth: int = 1
+) -> None:
     """Compare the images on their way to all processes of this machine with the free space of /dev/shm.
 
     Training and evaluation take turns: a loader that waits for its next epoch holds no batch.
@@ -23,6 +25,7 @@ def require_shared_memory(config: DataConfig, *, workers: int, images: int, tota
         images: number of images in a batch.
         total: number of images that a process loads in an epoch.
         held: number of batches that the process works with.
+        depth: bytes of a pixel's colour: 1, or 4 if augmentations need floats.
 
     Raises:
         ConfigError: there is less shared memory.
@@ -31,7 +34,7 @@ def require_shared_memory(config: DataConfig, *, workers: int, images: int, tota
         return
     height, width = config.image_size
     number = min((PREFETCHED * workers + held) * images, total) * local_processes()
-    needed, free = number * 3 * height * width * 4, shutil.disk_usage(FOLDER).free  # float32
+    needed, free = number * 3 * height * width * depth, shutil.disk_usage(FOLDER).free
     if needed > free:
         raise ConfigError(
             f"data.workers: {workers} data loading workers need {needed / 2**20:.0f} MiB of shared memory for "

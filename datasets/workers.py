@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from multiprocessing.queues import Queue
 from typing import Any
 
+import torch
 from torch._utils import ExceptionWrapper
+from torch.utils.data import DataLoader, Dataset
 
 from configs.schema import DataConfig
 from utils.distributed import local_processes
@@ -47,3 +49,16 @@ def send_error(queue: "Queue[Any]", error: Exception, sent: Sequence[Any]) -> No
     """Send the error of a batch, `sent`, in its place; torch raises it in the main process."""
     where = f"in DataLoader worker process {os.getpid()}"
     queue.put((sent[0], ExceptionWrapper((type(error), error, error.__traceback__), where)))
+
+
+def data_loader(dataset: Dataset[Any], *, workers: int, timeout: float, **options: Any) -> DataLoader[Any]:
+    """A data loader that draws nothing from the model's generator; `options` are those of torch."""
+    return DataLoader(
+        dataset,
+        num_workers=workers,
+        timeout=timeout if workers else 0,
+        worker_init_fn=leave_to_main,
+        generator=torch.Generator(),
+        persistent_workers=workers > 0,  # they start once, whatever the number of epochs and evaluations
+        **options,
+    )

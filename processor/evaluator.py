@@ -77,7 +77,8 @@ def embed(
 ) -> Embeddings:
     """Encode a split in evaluation mode; restores the encoder's mode afterwards.
 
-    Embeddings stay on `device`. Skipped gallery images are reported.
+    Captions are encoded from short to long and put back into annotation order. Embeddings stay on `device`. Skipped
+    gallery images are reported.
 
     Args:
         encoder: encoder on `device`.
@@ -102,6 +103,7 @@ def embed(
     skipped = [path for paths in gather_objects(loaders.images.unreadable()) for path in paths]
     if skipped:
         LOGGER.warning("skipped %d unreadable gallery images: %s", len(skipped), ", ".join(skipped[:5]))
+    captions = [torch.cat(captions)[loaders.places.to(device)]] if captions else []
     images, captions = _of_all_processes(images, device), _of_all_processes(captions, device)
     if not images:
         raise DataError(f"{skipped[0]}: unreadable image, like all others of the gallery")

@@ -6,6 +6,7 @@ from typing import NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
+from utils.pixels import prepared
 from utils.sharding import Shard
 
 Batch: TypeAlias = dict[str, Tensor]
@@ -15,11 +16,11 @@ Batch: TypeAlias = dict[str, Tensor]
 # it needs, and the loaders make no others.
 FIELDS: Mapping[str, str] = {
     "index": "int64 (R,): position of the row's pair in the training list",
-    "images": "float32 (R, 3, H, W): normalised",
+    "images": "float32 (R, 3, H, W): normalised; from the loader to the device raw, see utils/pixels.py",
     "caption_ids": "int64 (R, L): token ids, 0 = padding",
     "pids": "int64 (R,): training identities, relabelled 0..C-1",
     "image_ids": "int64 (R,): number of the row's image in its split",
-    "support_images": "float32 (S, 3, H, W): other images of the identities, without empty slots",
+    "support_images": "float32 (S, 3, H, W), likewise: other images of the identities, without empty slots",
     "support_image_mask": "bool (R, M): occupied slots",
     "support_image_pairs": "int64 (R, M): training pairs that these images belong to",
     "support_caption_ids": "int64 (S', L'): other captions of the identities, without empty slots",
@@ -43,8 +44,8 @@ class MicroBatch(NamedTuple):
 
 
 def to_device(fields: Batch, device: torch.device) -> Batch:
-    """The fields on `device`; copies from pinned memory do not block."""
-    return {name: value.to(device, non_blocking=True) for name, value in fields.items()}
+    """The fields on `device`, images normalised and erased there; copies from pinned memory do not block."""
+    return prepared(fields, device)
 
 
 def send(values: Tensor, device: torch.device) -> Tensor:

@@ -122,9 +122,8 @@ def rank_queries(similarity: Iterable[Tensor], query_pids: Tensor, gallery_pids:
     matches = torch.searchsorted(pids, query_pids, right=True) - start
     most = matches.clamp(min=1)  # on the CPU, where the largest number causes no device sync
 
-    largest, stops = [], [0]
+    done = 0
     for scores in similarity:
-        done = stops[-1]
         stop = done + (len(scores) if scores.ndim == 2 else 0)
         if not done < stop <= num_queries or scores.shape[1] != num_gallery:
             raise ValueError(
@@ -134,24 +133,24 @@ def rank_queries(similarity: Iterable[Tensor], query_pids: Tensor, gallery_pids:
         if done == 0:
             start, matches, by_pid = (part.to(scores.device) for part in (start, matches, by_pid))
             # Made once: small tensors that stay keep the allocator from using the space of large ones again.
-            measures = torch.empty(3, num_queries, dtype=torch.float64, device=scores.device)
-        largest.append(scores.max())  # max propagates NaN and needs no mask of the size of scores
+            measures = torch.empty(4, num_queries, dtype=torch.float64, device=scores.device)
         for block in scores.split(_block(scores)):
             rows = slice(done, done + len(block))
             slots = torch.arange(int(most[rows].max()), device=scores.device)
             items = by_pid[(start[rows, None] + slots).clamp(max=num_gallery - 1)]
             ranks = torch.cat([_ranks(block, some) for some in items.split(SLOTS, dim=1)], dim=1)
-            measures[:, rows] = _measures(ranks, matches[rows], slots < matches[rows, None])
+            measures[:3, rows] = _measures(ranks, matches[rows], slots < matches[rows, None])
+            measures[3, rows] = block.amax(dim=1)  # propagates NaN and needs no mask of the size of scores
             done = rows.stop
-        stops.append(stop)
-    if stops[-1] != num_queries:
-        raise ValueError(f"similarity: must have one row per query_pids ({num_queries}), got {stops[-1]}")
-    for number in torch.stack(largest).isnan().nonzero().flatten().tolist()[:1]:
+    if done != num_queries:
+        raise ValueError(f"similarity: must have one row per query_pids ({num_queries}), got {done}")
+    first_rank, average_precision, inverse_negative_penalty, largest = measures.cpu()
+    if largest.isnan().any():
+        damaged = largest.isnan().nonzero().flatten()
         raise ValueError(
-            f"similarity: must not be NaN, got NaN in rows {stops[number]} to {stops[number + 1] - 1}; "
+            f"similarity: must not be NaN, got NaN in rows {int(damaged[0])} to {int(damaged[-1])}; "
             "the model has diverged"
         )
-    first_rank, average_precision, inverse_negative_penalty = measures.cpu()
     return Ranking(first_rank.long(), average_precision, inverse_negative_penalty, matches.cpu())
 
 

@@ -17,7 +17,7 @@ from datasets.workers import num_workers, worker_notes
 from tests.helpers.configs import ROOT, rde_config
 from tests.helpers.loaders import fields_of, level_loader, train_loader
 from tests.helpers.tasks import flagged_loader_of, task_of
-from utils.batch import FIELDS
+from utils.batch import FIELDS, to_device
 from utils.errors import DataError
 
 
@@ -89,9 +89,12 @@ def test_evaluation_loaders_keep_annotation_order(root: Path) -> None:
     transform, tokenizer = build_transform(config, train=False), data_tokenizer(config, annotations.folder, most=10**6)
     images = [transform(read_image(record.image_path)) for record in annotations.test]
     captions = [tokenizer.encode(caption) for record in annotations.test for caption in record.captions]
-    assert torch.equal(torch.cat([batch["images"] for batch in loaders.gallery]), torch.stack(images))
-    found = [ids for batch in loaders.query for ids in batch["caption_ids"]]
-    assert all(torch.equal(ids, expected[: len(ids)]) for ids, expected in zip(found, captions, strict=True))
+    found = [to_device(batch, torch.device("cpu"))["images"] for batch in loaders.gallery]
+    assert torch.equal(torch.cat(found), torch.stack(images))
+    rows = [ids for batch in loaders.query for ids in batch["caption_ids"]]
+    assert [len(ids) for ids in rows] == sorted(len(ids) for ids in rows)  # short captions together
+    in_order = [rows[place] for place in loaders.places.tolist()]
+    assert all(torch.equal(ids, expected[: len(ids)]) for ids, expected in zip(in_order, captions, strict=True))
     assert loaders.records == annotations.test
 
 

@@ -18,7 +18,7 @@ from datasets.text.levels import clause_candidates, phrase_candidates
 from datasets.text.tokenizers import WordPieceTokenizer
 from datasets.transforms import build_transform
 from tests.helpers.loaders import fields_of, level_loader, noisy_loader, train_loader
-from utils.batch import FIELDS
+from utils.batch import FIELDS, to_device
 from utils.errors import ConfigError, DataError
 
 
@@ -196,7 +196,7 @@ def test_skipped_gallery_images_leave_the_gallery(workers: int, root: Path) -> N
     tokenizer = data_tokenizer(config, annotations.folder, most=10**6)
     loaders = build_eval_loaders(config, annotations.test, tokenizer, batch_size=2, pin_memory=False)
     loaders.images.paths[2:5] = ["/nowhere/c.jpg", "/nowhere/d.jpg", "/nowhere/e.jpg"]
-    batches = list(loaders.gallery)
+    batches = [to_device(batch, torch.device("cpu")) for batch in loaders.gallery]
     assert [len(batch.get("images", [])) for batch in batches] == [2, 0, 1, 2]
     images = torch.cat([batch["images"] for batch in batches if batch])
     expected = [read_image(record.image_path) for i, record in enumerate(annotations.test) if i not in (2, 3, 4)]

@@ -17,7 +17,7 @@ from utils.errors import ConfigError
 from utils.faults import machine_fault
 
 Usage = namedtuple("Usage", "free")
-IMAGE = 3 * 64 * 32 * 4  # bytes
+IMAGE = 3 * 64 * 32  # bytes
 
 
 @pytest.fixture
@@ -29,14 +29,16 @@ def small(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def test_the_batches_on_their_way_are_compared_with_the_free_space(small: Any, monkeypatch, tmp_path: Path) -> None:
-    config = DataConfig(image_size=[64, 32])
-    small(50)
+    config = DataConfig(image_size=[256, 128])
+    small(50 * 16)
     require_shared_memory(config, workers=2, images=10, total=999)  # two batches of each worker, and one in use
     require_shared_memory(config, workers=4, images=10, total=50)  # a small data set
     require_shared_memory(config, workers=0, images=999, total=999)
-    message = r"data\.workers: 2 .* 1 MiB .* 60 images, got 1 MiB free in /dev/shm; set data\.workers=0.*--shm-size=8g"
+    message = r"data\.workers: 2 .* 6 MiB .* 60 images, got 5 MiB free in /dev/shm; set data\.workers=0.*--shm-size=8g"
     with pytest.raises(ConfigError, match=message):
         require_shared_memory(config, workers=2, images=10, total=999, held=2)
+    with pytest.raises(ConfigError, match="19 MiB"):  # augmentations on floats
+        require_shared_memory(config, workers=2, images=10, total=999, depth=4)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     with pytest.raises(ConfigError, match="100 images"):
         require_shared_memory(config, workers=2, images=10, total=999)

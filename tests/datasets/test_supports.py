@@ -12,8 +12,8 @@ from datasets.annotations import Record, load_annotations
 from datasets.collate import longest
 from datasets.loaders import TrainLoader, build_train_loader, data_tokenizer
 from datasets.supports import Supports, draw
-from tests.helpers.loaders import fields_of
-from utils.batch import FIELDS
+from tests.helpers.loaders import fields_of, item_of
+from utils.batch import FIELDS, to_device
 from utils.errors import ConfigError
 
 SUPPORT = [name for name in FIELDS if name.startswith("support_")]
@@ -99,7 +99,7 @@ def test_a_batch_has_the_real_ones_in_a_row_and_masks_for_the_slots(root: Path) 
         assert batch["support_caption_ids"].shape == (2 * size, longest(batch["support_caption_ids"]))
         pairs = batch["support_image_pairs"][images].tolist()
         for image, pair in zip(batch["support_images"], pairs, strict=True):
-            assert torch.equal(image, loader.pairs[pair]["images"][0])
+            assert torch.equal(image, item_of(loader, pair)["images"][0])
         pairs = batch["support_caption_pairs"][captions].tolist()
         for ids, pair in zip(batch["support_caption_ids"], pairs, strict=True):
             assert torch.equal(ids, loader.pairs[pair]["caption_ids"][0][: len(ids)])
@@ -133,7 +133,9 @@ def test_a_support_image_is_augmented_for_itself(root: Path) -> None:
     loader = support_loader(root, support_images=1)
     batch = next(iter(fields_of(loader.epoch(1))))
     pairs = batch["support_image_pairs"].flatten().tolist()
-    same = [torch.equal(a, loader.pairs[p]["images"][0]) for a, p in zip(batch["support_images"], pairs, strict=True)]
+    same = [
+        torch.equal(a, item_of(loader, p)["images"][0]) for a, p in zip(batch["support_images"], pairs, strict=True)
+    ]
     assert not all(same)
 
 
@@ -160,7 +162,7 @@ def test_an_identity_with_one_image_and_one_caption_has_an_empty_support(root: P
             of[pid] = of[pid][:1]
     items = [loader.pairs[pair] for pair in (0, 4)]
     assert all(not item[f"support_{kind}_mask"].any() for item in items for kind in ("image", "caption"))
-    batch = loader.loader.collate_fn(items)
+    batch = to_device(loader.loader.collate_fn(items), torch.device("cpu"))
     assert batch["support_images"].shape == (0, 3, 64, 32) and len(batch["support_caption_ids"]) == 0
 
 

@@ -4,9 +4,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision import transforms as T
 
 from configs.schema import CLIP_MEAN, CLIP_STD, DataConfig
-from datasets.transforms import AUGMENTATIONS, Steps, augmentation_options, build_transform
+from datasets.transforms import AUGMENTATIONS, Erasing, Steps, augmentation_options, build_transform
+from utils.batch import to_device
 from utils.errors import ConfigError
 
 
@@ -26,17 +28,10 @@ def test_images_are_normalised_as_the_config_says() -> None:
 
 
 def test_the_augmentations_are_the_recipes() -> None:
-    steps = build_transform(DataConfig(image_aug=["erase", "flip", "pad_crop"]), train=True).transforms  # type: ignore[attr-defined]
-    names = [type(step).__name__ for step in steps]
-    assert names == ["Resize", "RandomHorizontalFlip", "Pad", "RandomCrop", "ToTensor", "Normalize", "RandomErasing"]
-    erase = steps[-1]
-    assert (erase.p, tuple(erase.scale), tuple(erase.ratio), tuple(erase.value)) == (
-        0.5,
-        (0.02, 0.4),
-        (0.3, 3.3),
-        CLIP_MEAN,
-    )
-    assert (steps[2].padding, steps[2].fill) == (10, 0)
+    transform = build_transform(DataConfig(image_aug=["erase", "flip", "pad_crop"]), train=True)
+    assert [type(step).__name__ for step in transform.image] == ["RandomHorizontalFlip", "Pad", "RandomCrop"]
+    assert transform.erase == [Erasing(0.5, (0.02, 0.4), (0.3, 3.3), noise=False)]
+    assert (transform.image[1].padding, transform.image[1].fill) == (10, 0)  # type: ignore[attr-defined]
     with pytest.raises(ConfigError, match=r"data\.image_aug: unknown augmentation 'flop'; did you mean 'flip'"):
         build_transform(DataConfig(image_aug=["flop"]), train=True)
 
@@ -49,6 +44,29 @@ def test_training_images_may_be_resized_bicubically_and_others_never() -> None:
     expected = torch.from_numpy(np.asarray(image.resize((32, 64), Image.Resampling.BICUBIC)) / 255).permute(2, 0, 1)
     mean, std = (torch.tensor(value)[:, None, None] for value in (bicubic.image_mean, bicubic.image_std))
     torch.testing.assert_close(build_transform(bicubic, train=True)(image), ((expected - mean) / std).float())
+
+
+def test_images_equal_torchvisions_recipe_to_the_last_bit() -> None:
+    """Pixels that are normalised and erased in a batch are those that ToTensor, Normalize and RandomErasing make."""
+    config = DataConfig(image_size=(64, 32), image_aug=["flip", "pad_crop", "erase"])
+    recipe = T.Compose(
+        [
+            *(T.Resize(config.image_size), T.RandomHorizontalFlip(0.5), T.Pad(10), T.RandomCrop(config.image_size)),
+            *(T.ToTensor(), T.Normalize(CLIP_MEAN, CLIP_STD)),
+            T.RandomErasing(scale=(0.02, 0.4), value=CLIP_MEAN),
+        ]
+    )
+    images = [
+        Image.fromarray(np.random.default_rng(seed).integers(0, 256, (50, 20, 3), dtype=np.uint8)) for seed in range(40)
+    ]
+    transform = build_transform(config, train=True)
+    torch.manual_seed(3)
+    expected = torch.stack([recipe(image) for image in images])
+    torch.manual_seed(3)
+    rows = [transform.raw(image) for image in images]
+    batch = {f"images{name}": torch.cat([row[name] for row in rows]) for name in rows[0]}
+    assert batch["images"].dtype == torch.uint8
+    assert torch.equal(to_device(batch, torch.device("cpu"))["images"], expected)
 
 
 def test_erased_pixels_are_noise_each() -> None:
@@ -69,10 +87,10 @@ def test_erased_pixels_are_noise_each() -> None:
 
 def test_augmentations_take_options_and_keep_their_order() -> None:
     augmentations = [{"erase": {"area": [0.1, 0.2], "probability": 1}}, {"pad_crop": {"pad": 3}}, "flip"]
-    steps = build_transform(DataConfig(image_aug=augmentations), train=True).transforms  # type: ignore[attr-defined]
-    names = [type(step).__name__ for step in steps]
-    assert names == ["Resize", "RandomHorizontalFlip", "Pad", "RandomCrop", "ToTensor", "Normalize", "RandomErasing"]
-    assert steps[2].padding == 3 and steps[-1].p == 1 and tuple(steps[-1].scale) == (0.1, 0.2)
+    transform = build_transform(DataConfig(image_aug=augmentations), train=True)
+    assert [type(step).__name__ for step in transform.image] == ["RandomHorizontalFlip", "Pad", "RandomCrop"]
+    assert transform.image[1].padding == 3  # type: ignore[attr-defined]
+    assert transform.erase == [Erasing(1, (0.1, 0.2), (0.3, 3.3), noise=False)]
     assert augmentation_options(augmentations)[1:] == [{"pad_crop": {"pad": 3}}, {"flip": {"probability": 0.5}}]
 
 

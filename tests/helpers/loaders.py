@@ -3,10 +3,12 @@
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+import torch
+
 from configs.schema import DataConfig
 from datasets.annotations import load_annotations
-from datasets.loaders import build_train_loader, data_tokenizer
-from utils.batch import FIELDS, Batch, MicroBatch
+from datasets.loaders import TrainLoader, build_train_loader, data_tokenizer
+from utils.batch import FIELDS, Batch, MicroBatch, to_device
 
 
 def train_loader(
@@ -45,7 +47,12 @@ def level_loader(root: Path, *, fields=("images", "caption_ids", "pids", "index"
 
 
 def fields_of(steps: Iterable[list[MicroBatch]] | Iterable[MicroBatch]) -> Iterator[Batch]:
-    """Fields of every batch of a loader that does not split its batches."""
+    """Fields of every batch, on the CPU, of a loader that does not split its batches."""
     for step in steps:
         (micro_batch,) = step if isinstance(step, list) else [step]
-        yield micro_batch.fields
+        yield to_device(micro_batch.fields, torch.device("cpu"))
+
+
+def item_of(loader: TrainLoader, index: int) -> Batch:
+    """An item of the training pairs as the model sees it."""
+    return to_device(loader.pairs[index], torch.device("cpu"))
