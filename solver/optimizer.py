@@ -45,7 +45,9 @@ def build_optimizer(config: SolverConfig, named_parameters: Iterable[tuple[str, 
     ]
     if config.optimizer == "sgd":
         fused = not any(isinstance(parameter, DTensor) for _, parameter in named)  # torch has no such step for shards
-        return torch.optim.SGD(settings, lr=config.lr, momentum=config.momentum, fused=fused)
+        optimizer = torch.optim.SGD(settings, lr=config.lr, momentum=config.momentum, fused=fused)
+        _start_momenta(optimizer)
+        return optimizer
     adam: type[torch.optim.Adam] = torch.optim.Adam if config.optimizer == "adam" else torch.optim.AdamW
     return adam(settings, lr=config.lr, betas=(config.betas[0], config.betas[1]), eps=config.eps, fused=True)
 
@@ -61,8 +63,18 @@ def load_state(optimizer: Optimizer, state: Mapping[int, Mapping[str, Tensor]]) 
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     placed = {number: _placed(parameters[number], tensors) for number, tensors in state.items()}
     optimizer.load_state_dict({"state": placed, "param_groups": groups})
-    if state and isinstance(optimizer, torch.optim.SGD):  # its fused step takes momenta of all parameters or of none
-        for parameter in parameters:
+    if isinstance(optimizer, torch.optim.SGD):
+        _start_momenta(optimizer)
+
+
+def _start_momenta(optimizer: torch.optim.SGD) -> None:
+    """Set missing momenta to zero.
+
+    The fused step takes momenta of all parameters or of none. It leaves new ones undefined where it skips an update,
+    after an overflow in fp16 (torch 2.15).
+    """
+    for group in optimizer.param_groups:
+        for parameter in group["params"] if group["momentum"] else ():
             optimizer.state[parameter].setdefault("momentum_buffer", torch.zeros_like(parameter))
 
 

@@ -88,3 +88,17 @@ def test_sgd_resumes_with_momenta_of_some_parameters() -> None:
     model(torch.ones(1, 2)).sum().backward()
     optimizer.step()
     assert torch.equal(optimizer.state[model.bias]["momentum_buffer"], model.bias.grad)
+
+
+def test_momenta_are_defined_after_a_first_update_that_overflowed() -> None:
+    parameter = nn.Parameter(torch.ones(1000))
+    optimizer = build_optimizer(SolverConfig(optimizer="sgd", momentum=0.9), [("weight", parameter)])
+    set_lr(optimizer, lambda base_lr: 1.0)
+    assert torch.equal(optimizer.state[parameter]["momentum_buffer"], torch.zeros(1000))
+    optimizer.found_inf = torch.ones(())  # type: ignore[attr-defined]  # as GradScaler does
+    parameter.grad = torch.full((1000,), torch.inf)
+    optimizer.step()
+    del optimizer.found_inf  # type: ignore[attr-defined]
+    parameter.grad = torch.ones(1000)
+    optimizer.step()
+    assert torch.equal(parameter.detach(), torch.zeros(1000))
