@@ -13,9 +13,8 @@ from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.nn.utils import clip_grad_norm_
-from torch.optim.swa_utils import AveragedModel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
@@ -40,7 +39,7 @@ KINDS = (WEIGHTS, GRADIENTS, OPTIMIZER, BATCH, ACTIVATIONS, LOSSES, TEMPORARY)
 
 @dataclass(frozen=True)
 class Cost:
-    """What a training step needs."""
+    """Needs of a training step."""
 
     memory: Mapping[str, int]  # kind -> bytes, at the moment of the peak
     flops: int  # floating-point operations of products, convolutions and attention, repeated forward passes included
@@ -76,10 +75,12 @@ class FakeStep:
                 dim = teacher.source.encoder.embed_dim
                 teacher.fill(*(torch.empty(num_pairs, dim, device=device) for _ in range(2)))
             self.task: RetrievalTask = task.to_empty(device=device).train()
-            self.average = None if config.train.ema is None else AveragedModel(self.task.encoder)
-            for module in filter(None, (self.task, teacher, self.average)):
+            for module in filter(None, (self.task, teacher)):
                 for tensor in (*module.parameters(), *module.buffers()):
                     self._memory.add(tensor)
+            encoder = self.task.encoder
+            averaged = () if config.train.ema is None else (*encoder.parameters(), *encoder.buffers())
+            self._average = [torch.empty_like(tensor) for tensor in averaged]
             self.optimizer = build_optimizer(config.solver, self.task.named_parameters())
         for parameter in self.task.parameters():
             parameter.register_post_accumulate_grad_hook(self._note_gradient)
@@ -178,6 +179,12 @@ class _Memory(TorchDispatchMode):
     ) -> Any:
         if func is torch.ops.aten._local_scalar_dense.default:
             return 0  # of a random draw: IVT drops no token
+        if (
+            func is torch.ops.aten.clone.default
+            and not isinstance(args[0], FakeTensor)
+            and args[0].dtype == torch.uint8
+        ):
+            return args[0]  # the state of a GPU's random numbers, which is restored before each micro-batch
         result = func(*args, **(kwargs or {}))
         for value in tree_leaves(result):
             if isinstance(value, Tensor):

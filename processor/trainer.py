@@ -20,13 +20,16 @@ from processor.clean_pairs import before_epoch
 from processor.evaluator import embed, metrics_table, warn
 from processor.gradient_cache import backward
 from processor.meters import Meters, NaNCheck
+from processor.prediction import Prediction
+from processor.profile import Profile
 from processor.reporting import EMA, SELECTED_BY, best_record, result_table
 from processor.saving import RunCheckpoints
+from processor.timing import Timing
 from processor.trackers import Tracker, build_trackers
 from solver.optimizer import load_state, set_lr
 from solver.schedule import lr_at
 from utils.config import to_yaml
-from utils.distributed import Announcement, average_gradients, gather_objects, peak_memory, rank, world_size
+from utils.distributed import Announcement, average_gradients, gather_objects, rank, world_size
 from utils.logger import LOGGER, append_json_line, progress
 from utils.precision import matmul_precision
 from utils.seed import random_state, set_random_state
@@ -68,6 +71,8 @@ class Trainer:
         self.record: dict[str, Any] = {}  # of the current epoch
         self.trained = False  # True if the current epoch lacks its evaluation only
         self.meters = Meters()
+        self.timing, self.profile = Timing(config.train, device), Profile(config.train.profile, run, device)
+        self.prediction = Prediction(config, device, self.timing)
         self.average: AveragedModel | None = None  # of the encoder's weights
         if config.train.ema is not None:
             self.average = AveragedModel(task.encoder, multi_avg_fn=get_ema_multi_avg_fn(config.train.ema))
@@ -84,6 +89,7 @@ class Trainer:
             with Watchdog():
                 self._fit(trackers)
         finally:
+            self.profile.close()
             for tracker in trackers:
                 tracker.close()
         return self.history
@@ -106,7 +112,9 @@ class Trainer:
                         self._save()
             record = dict(self.record)
             if evaluates:
-                record |= self._evaluate(self.epoch)
+                with self.timing.beside("evaluation"):
+                    record |= self._evaluate(self.epoch)
+            record |= self.timing.beside_steps()
             self.history.append(record)
             self.epoch, self.batches, self.trained = self.epoch + 1, 0, False
             self._save()
@@ -138,9 +146,10 @@ class Trainer:
         set_lr(self.optimizer, lr_of)
         lr = lr_of(self.config.solver.lr)
         self.task.train()
-        nan_check, stop, first, pairs = NaNCheck(self.train.pairs), Announcement(), self.batches + 1, 0
-        start = time.perf_counter()
-        bar = progress(batches, f"epoch {epoch}/{config.epochs}", total=total_steps, initial=self.batches)
+        nan_check, stop, first = NaNCheck(self.train.pairs), Announcement(), self.batches + 1
+        self.timing.start(epoch, self.batches, total_steps)
+        timed = self.timing.steps(batches)
+        bar = progress(timed, f"epoch {epoch}/{config.epochs}", total=total_steps, initial=self.batches)
         for number, on_cpu in enumerate(bar, start=first):
             self.step += 1
             index = torch.cat([micro_batch.fields["index"] for micro_batch in on_cpu])
@@ -153,15 +162,19 @@ class Trainer:
                     precision=config.precision,
                     scale=self.scaler.scale,
                 )
+            self.timing.computed()
             self._update()
+            self.timing.updated(size)
             metrics = {"loss": total, **metrics}
             self.meters.update(metrics, size)
             nan_check.note(self.step, metrics, index)
-            pairs += size
+            self.prediction.note(on_cpu, self.train.pairs)
+            self.profile.step()
             if number % config.log_every == 0 or number == total_steps:
                 nan_check.check()
                 means = ", ".join(f"{name}: {value:.4f}" for name, value in self.meters.read().items())
                 LOGGER.info("Epoch[%d] Iteration[%d/%d], %s, Base Lr: %.2e", epoch, number, total_steps, means, lr)
+                LOGGER.info("%s", self.timing.line())
             signal = stop.exchange(request.number)
             due = config.save_every_steps and number % config.save_every_steps == 0
             if (signal or due) and number < total_steps:
@@ -171,16 +184,7 @@ class Trainer:
                     self._save_and_end(signal)
                 self._save()
         self.batches = total_steps
-        seconds = time.perf_counter() - start
-        speed, memory = {"seconds": seconds, "samples_per_second": pairs / seconds}, peak_memory(self.device)
-        if memory is not None:
-            speed["peak_memory_gib"] = memory
-        LOGGER.info(
-            "Epoch %d done. Time per batch: %.3f[s] Speed: %.1f[samples/s]%s",
-            *(epoch, seconds / (total_steps - first + 1), speed["samples_per_second"]),
-            "" if memory is None else f" Peak memory: {memory:.2f}[GiB]",
-        )
-        return {"lr": lr, **self.meters.read(), **speed, **self._bad_images(epoch)}
+        return {"lr": lr, **self.meters.read(), **self.timing.record(), **self._bad_images(epoch)}
 
     def _bad_images(self, epoch: int) -> dict[str, int]:
         """Number of unreadable training images so far, if they are skipped; new paths are logged."""
@@ -232,12 +236,14 @@ class Trainer:
 
     def _save(self) -> None:
         """Write `last.pt`, and the weights of an epoch that has ended."""
-        record, weights, training = self.history[-1] if self.history else {}, self.task.state_dict(), self.state_dict()
-        if self.batches == 0:
-            averaged = None if self.average is None else self.average.module.state_dict()
-            averaged = averaged and {f"encoder.{name}": value for name, value in averaged.items()}
-            self.checkpoints.save_weights(self.history, weights, averaged)
-        self.checkpoints.save_last(record, weights, training)
+        with self.timing.beside("checkpoints"):
+            record, weights = self.history[-1] if self.history else {}, self.task.state_dict()
+            training = self.state_dict()
+            if self.batches == 0:
+                averaged = None if self.average is None else self.average.module.state_dict()
+                averaged = averaged and {f"encoder.{name}": value for name, value in averaged.items()}
+                self.checkpoints.save_weights(self.history, weights, averaged)
+            self.checkpoints.save_last(record, weights, training)
 
     def _save_and_end(self, signal: int) -> NoReturn:
         self._save()

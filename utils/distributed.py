@@ -164,9 +164,14 @@ def peak_memory(device: torch.device) -> float | None:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
 
 
+def device_name(device: torch.device) -> str:
+    """Name of the GPU, or number of CPU threads."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"CPU, {torch.get_num_threads()} threads"
+
+
 def describe_device(device: torch.device) -> str:
     """Name of the GPU or number of CPU threads, and number of processes, for the log."""
-    name = f"CPU, {torch.get_num_threads()} threads"
-    if device.type == "cuda":
-        name = torch.cuda.get_device_name(device)
+    name = device_name(device)
     return name if world_size() == 1 else f"{world_size()} processes, {name} each"
