@@ -134,6 +134,9 @@ class TrainConfig:
     seed: int = option(1, ge=0, le=MAX_SEED, help="seed of weights, shuffling, augmentation and masking")
     clip_grad: float | None = option(None, gt=0, help="largest gradient norm; null: no clipping")
     accumulate: int = option(1, ge=1, help="micro-batches per batch: same gradient, less memory", resumable=True)
+    shard: Literal["none", "full"] = option(
+        "none", help="full: split weights, gradients and optimizer over processes, for less memory", resumable=True
+    )
     compile: bool = option(False, help="apply torch.compile to the towers", resumable=True)
     ema: float | None = option(None, gt=0, lt=1, help="decay of averaged weights, evaluated and saved; null: none")
     log_every: int = option(100, ge=1, help="steps between log lines", resumable=True)
@@ -218,6 +221,8 @@ def checked(config: Config) -> Config:
         raise ConfigError(
             f"train.accumulate: must be at most data.batch_size ({data.batch_size}), got {config.train.accumulate}"
         )
+    if config.train.compile and config.train.shard == "full":
+        raise ConfigError("train.compile: cannot be combined with train.shard=full; set one of them only")
     if data.sampler == "identity" and data.batch_size % data.num_instances:
         raise ConfigError(
             f"data.batch_size: must be a multiple of data.num_instances ({data.num_instances}), got {data.batch_size}"

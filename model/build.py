@@ -53,6 +53,8 @@ def build_task(
             f"train.accumulate: must be 1, got {config.train.accumulate}, because {encoder.why_not_accumulate}, "
             "or set train.accumulate=1"
         )
+    if objectives and encoder.why_not_shard and config.train.shard == "full":
+        raise ConfigError(f"train.shard: must be none, got full, because {encoder.why_not_shard}")
     frozen: Teacher | CachedTeacher | None = None
     if objectives and teacher and needs_teacher(config):
         frozen = as_configured(build_teacher(config), config)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from model.encoders import Encoded, Encoder
 from model.objectives import MaskedMean, Metrics, Objective, Step, Tokens
 from model.teacher import CachedTeacher, Teacher
-from utils.batch import FIELDS, Batch, MicroBatch
+from utils.batch import FIELDS, Batch, MicroBatch, send
 from utils.distributed import world_size
 from utils.errors import ConfigError
 from utils.precision import matmul_precision, precise
@@ -181,7 +181,7 @@ class RetrievalTask(nn.Module):
             [objective.count(fields) if shard.num_local_rows else 0 for _, objective in readers]
             for fields, shard in micro_batches
         ]
-        weights = micro_batch_weights(torch.tensor(counts, device=micro_batches[0].fields["pids"].device))
+        weights = micro_batch_weights(send(torch.tensor(counts), micro_batches[0].fields["pids"].device))
         return [{name: weight for (name, _), weight in zip(readers, row, strict=True)} for row in weights]
 
     def encode_image(self, images: Tensor) -> Encoded:

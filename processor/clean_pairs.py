@@ -1,5 +1,7 @@
 """Losses of all training pairs before an epoch, to divide the pairs into clean and noisy ones."""
 
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -7,6 +9,7 @@ from torch import Tensor
 from datasets.loaders import TrainLoader
 from model.objectives import Objective, PairObjective
 from model.task import RetrievalTask
+from processor.passes import Passes, ReplicatedPasses
 from utils.logger import LOGGER, progress
 from utils.precision import autocast
 
@@ -21,13 +24,22 @@ class PairLosses:
         seed: seed of the run.
         device: device of the task.
         precision: autocast precision.
+        passes: forward passes of the task on several processes; None for one.
     """
 
     def __init__(
-        self, task: RetrievalTask, train: TrainLoader, epoch: int, *, seed: int, device: torch.device, precision: str
+        self,
+        task: RetrievalTask,
+        train: TrainLoader,
+        epoch: int,
+        *,
+        seed: int,
+        device: torch.device,
+        precision: str,
+        passes: Passes | ReplicatedPasses | None = None,
     ) -> None:
         self.task, self.train, self.epoch, self.seed = task, train, epoch, seed
-        self.device, self.precision = device, precision
+        self.device, self.precision, self.passes = device, precision, passes or Passes(task)
         self.clean = np.array(train.pairs.clean)
         self._losses: dict[Objective, Tensor] = {}  # (K, N) each
         self._seen: Tensor | None = None  # bool (N,)
@@ -51,7 +63,7 @@ class PairLosses:
         for micro_batch in progress(self.train.every_pair(self.epoch), f"losses of all pairs, epoch {self.epoch}"):
             fields, shard = micro_batch.to(self.device)
             with autocast(self.device, self.precision):
-                step = self.task.gathered_step(fields, shard)
+                step = self.passes(self.task.gathered_step, fields, shard)
             index = shard.per_pair(step.batch["index"])[:, 0]  # gathered, so that all processes divide alike
             seen[index] = True
             for objective in objectives:
@@ -61,11 +73,12 @@ class PairLosses:
         self._seen = seen
 
 
-def before_epoch(
-    task: RetrievalTask, train: TrainLoader, epoch: int, *, seed: int, device: torch.device, precision: str
-) -> dict[str, float]:
-    """Run the `before_epoch` hook of every objective; returns their metrics, named after the objective."""
-    context = PairLosses(task, train, epoch, seed=seed, device=device, precision=precision)
+def before_epoch(task: RetrievalTask, train: TrainLoader, epoch: int, **more: Any) -> dict[str, float]:
+    """Run the `before_epoch` hook of every objective; returns their metrics, named after the objective.
+
+    The arguments are those of `PairLosses`.
+    """
+    context = PairLosses(task, train, epoch, **more)
     metrics = {
         f"{name}_{key}": value
         for name, objective in task.named_objectives()

@@ -1,7 +1,10 @@
 """Evaluation: encode the gallery and the queries of a split once, then rank by cosine similarity in chunks."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import chain, repeat
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +14,7 @@ from torch.utils.data import DataLoader
 from datasets.annotations import Record
 from datasets.loaders import EvalLoaders
 from datasets.pairs import Pair, pairs_of
-from model.encoders import Encoder
+from model.encoders import Encoded, Encoder
 from utils.batch import Batch, to_device
 from utils.distributed import gather_objects, world_size
 from utils.errors import DataError, TrainingError
@@ -64,7 +67,14 @@ class Embeddings:
 
 
 @torch.no_grad()
-def embed(encoder: Encoder, loaders: EvalLoaders, device: torch.device, precision: str) -> Embeddings:
+def embed(
+    encoder: Encoder,
+    loaders: EvalLoaders,
+    device: torch.device,
+    precision: str,
+    passes: Callable[..., Any] | None = None,
+    dummy: Batch | None = None,
+) -> Embeddings:
     """Encode a split in evaluation mode; restores the encoder's mode afterwards.
 
     Embeddings stay on `device`. Skipped gallery images are reported.
@@ -74,6 +84,8 @@ def embed(encoder: Encoder, loaders: EvalLoaders, device: torch.device, precisio
         loaders: batches of the split.
         device: device of the forward passes.
         precision: autocast precision.
+        passes: forward passes of the encoder, see processor/passes.py; None calls it directly.
+        dummy: batch for the passes that only other processes need; None if passes are local.
 
     Raises:
         DataError: an image cannot be read, or none can with `data.on_bad_image: skip`.
@@ -82,14 +94,9 @@ def embed(encoder: Encoder, loaders: EvalLoaders, device: torch.device, precisio
     encoder.eval()
     try:
         with autocast(device, precision):
-            images = [
-                encoder.encode_image(batch["images"]).joint
-                for batch in batches(loaders.gallery, "gallery", device)
-                if batch  # empty if all its images are skipped
-            ]
-            captions = [
-                encoder.encode_text(batch["caption_ids"]).joint for batch in batches(loaders.query, "queries", device)
-            ]
+            encode = partial(_encode, device=device, passes=passes, dummy=dummy)
+            images = encode(encoder.encode_image, "images", loaders.gallery, "gallery")
+            captions = encode(encoder.encode_text, "caption_ids", loaders.query, "queries")
     finally:
         encoder.train(was_training)
     skipped = [path for paths in gather_objects(loaders.images.unreadable()) for path in paths]
@@ -103,10 +110,32 @@ def embed(encoder: Encoder, loaders: EvalLoaders, device: torch.device, precisio
     return Embeddings(gallery, query, records, pairs_of(loaders.records))
 
 
+def _encode(
+    function: Callable[[Tensor], Encoded],
+    field: str,
+    loader: DataLoader[Batch],
+    what: str,
+    *,
+    device: torch.device,
+    passes: Callable[..., Any] | None,
+    dummy: Batch | None,
+) -> list[Tensor]:
+    """Embeddings of all batches of this process. With a dummy, all processes run the same number of passes."""
+    number = len(loader) if dummy is None else max(gather_objects(len(loader)))
+    rows = []
+    for batch in chain(batches(loader, what, device), repeat({}, number - len(loader))):
+        if batch:  # empty if all its images are skipped
+            rows.append((function(batch[field]) if passes is None else passes(function, batch[field])).joint)
+        elif dummy is not None and passes is not None:
+            passes(function, dummy[field])
+    return rows
+
+
 def _of_all_processes(local: list[Tensor], device: torch.device) -> list[Tensor]:
     if world_size() == 1:
         return local
-    return [rows.to(device) for process in gather_objects([rows.cpu() for rows in local]) for rows in process]
+    on_cpu = [torch.cat(local).cpu()] if local else []  # one copy, since each makes the host wait
+    return [rows.to(device) for process in gather_objects(on_cpu) for rows in process]
 
 
 def metrics_table(rows: dict[str, dict[str, float]], first: str = "task") -> str:

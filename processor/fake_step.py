@@ -24,6 +24,7 @@ from model.build import as_configured, build_task, distils, random_teacher
 from model.task import EMBEDDINGS, RetrievalTask
 from model.teacher import CachedTeacher
 from processor.gradient_cache import backward
+from processor.moving_average import MovingAverage
 from processor.random_batch import micro_batches_of, random_batch, rows_per_pair
 from solver.optimizer import build_optimizer
 from utils.batch import MicroBatch
@@ -78,9 +79,7 @@ class FakeStep:
             for module in filter(None, (self.task, teacher)):
                 for tensor in (*module.parameters(), *module.buffers()):
                     self._memory.add(tensor)
-            encoder = self.task.encoder
-            averaged = () if config.train.ema is None else (*encoder.parameters(), *encoder.buffers())
-            self._average = [torch.empty_like(tensor) for tensor in averaged]
+            self.average = None if config.train.ema is None else MovingAverage(self.task.encoder, config.train.ema)
             self.optimizer = build_optimizer(config.solver, self.task.named_parameters())
         for parameter in self.task.parameters():
             parameter.register_post_accumulate_grad_hook(self._note_gradient)

@@ -1,13 +1,14 @@
 """Loss and gradients of a batch, at once or in micro-batches with the same gradients and less memory."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from model.objectives import MaskedMean, Metrics
 from model.task import EMBEDDINGS, RetrievalTask
-from utils.batch import MicroBatch
+from processor.passes import Passes, ReplicatedPasses
+from utils.batch import Batch, MicroBatch
 from utils.precision import autocast
 from utils.seed import random_state, set_random_state
 from utils.sharding import Shard
@@ -20,6 +21,7 @@ def backward(
     device: torch.device,
     precision: str,
     scale: Callable[[Tensor], Tensor],
+    passes: Passes | ReplicatedPasses | None = None,
 ) -> tuple[Tensor, Metrics]:
     """Add the gradients of a batch to those of the parameters; returns loss and metrics as `RetrievalTask.forward`.
 
@@ -34,10 +36,12 @@ def backward(
         device: device of the step.
         precision: autocast precision, fp32, bf16 or fp16.
         scale: loss scaling, against underflow of fp16 gradients.
+        passes: forward passes of the task on several processes; None trains in one.
     """
+    passes = passes or Passes(task)
     if len(micro_batches) == 1:
         with autocast(device, precision):
-            total, metrics = task(*micro_batches[0])
+            total, metrics = passes(task, *micro_batches[0])
         scale(total).backward()
         return total.detach(), metrics
 
@@ -46,14 +50,14 @@ def backward(
     for fields, _ in micro_batches:
         states.append(random_state(device))
         with torch.no_grad(), autocast(device, precision):
-            encoded.append(task.encode(fields)[0])
+            encoded.append(passes(task.encode, fields)[0])
     rows = {
         name: torch.cat([shard.local(part[name]) for part, shard in zip(encoded, shards, strict=True)])
         for name in encoded[0]
     }
     leaves = {name: value.requires_grad_() for name, value in rows.items() if name.startswith(EMBEDDINGS)}
     with autocast(device, precision):
-        total, metrics = task.losses(task.step(Shard.union(shards).gather(rows)), tokens=False)
+        total, metrics = passes(_embedding_losses, task, Shard.union(shards).gather(rows), sync=False)
     if total.requires_grad:
         scale(total).backward()
 
@@ -62,11 +66,11 @@ def backward(
     sizes = [shard.num_local_rows for shard in shards]
     for number, (fields, shard) in enumerate(micro_batches):
         set_random_state(states[number], device)  # the same dropout and masks as in the first pass
+        last = number == len(micro_batches) - 1
         with autocast(device, precision):
-            part, tokens = task.encode(fields)
-            loss, found = task.losses(task.step(part, fields, tokens), tokens=True, weights=weights[number])
+            part, loss, found = passes(_token_losses, task, fields, weights[number], gradients, sync=last)
         _backpropagate(
-            {name: shard.local(part[name]) for name in gradients},
+            {name: shard.local(embedding) for name, embedding in part.items()},
             {name: gradient.split(sizes)[number] for name, gradient in gradients.items()},
             scale(loss),
         )
@@ -74,6 +78,19 @@ def backward(
         for name, value in found.items():
             metrics[name] = _add(metrics[name], value) if name in metrics else value
     return total, metrics
+
+
+def _embedding_losses(task: RetrievalTask, rows: Mapping[str, Tensor]) -> tuple[Tensor, Metrics]:
+    return task.losses(task.step(rows), tokens=False)
+
+
+def _token_losses(
+    task: RetrievalTask, fields: Batch, weights: Mapping[str, Tensor], names: Iterable[str]
+) -> tuple[dict[str, Tensor], Tensor, Metrics]:
+    """Embeddings of a micro-batch by name, and its losses on tokens."""
+    rows, tokens = task.encode(fields)
+    loss, metrics = task.losses(task.step(rows, fields, tokens), tokens=True, weights=weights)
+    return {name: rows[name].clone() for name in names}, loss, metrics  # hooks of FSDP warn of views
 
 
 def _add(one: Tensor | MaskedMean, other: Tensor | MaskedMean) -> Tensor | MaskedMean:

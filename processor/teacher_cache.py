@@ -9,6 +9,7 @@ from datasets.pairs import GalleryImages, TrainPairs
 from datasets.transforms import build_transform
 from model.teacher import CachedTeacher
 from processor.evaluator import batches
+from utils.batch import send
 from utils.errors import ConfigError
 from utils.precision import autocast
 from utils.sharding import gather, local_slice, shard_sizes
@@ -36,7 +37,7 @@ def fill_cache(teacher: CachedTeacher, pairs: TrainPairs, config: Config, device
     records = list({pair.record.image_path: pair.record for pair in pairs.pairs}.values())  # each image once
     images, captions = shard_sizes(len(records)), shard_sizes(len(pairs))
     local = GalleryImages(records[local_slice(images)], build_transform(config.data, train=False))
-    loader = gallery_loader(config.data, local, config.eval.batch_size)
+    loader = gallery_loader(config.data, local, config.eval.batch_size, pin_memory=device.type != "cpu")
     texts = [pair.caption for pair in pairs.pairs[local_slice(captions)]]
     image_rows, caption_rows = [], []
     with autocast(device, config.train.precision):
@@ -44,7 +45,7 @@ def fill_cache(teacher: CachedTeacher, pairs: TrainPairs, config: Config, device
             image_rows.append(encoder.encode_image(batch["images"]).embedding.float())
         for start in range(0, len(texts), config.eval.batch_size):
             ids = torch.stack([pairs.tokenizer.encode(text) for text in texts[start : start + config.eval.batch_size]])
-            caption_rows.append(encoder.encode_text(ids[:, : longest(ids)].to(device)).embedding.float())
+            caption_rows.append(encoder.encode_text(send(ids[:, : longest(ids)], device)).embedding.float())
     row_of = {record.image_path: row for row, record in enumerate(records)}
     image_of_pair = torch.tensor([row_of[pair.record.image_path] for pair in pairs.pairs], device=device)
     teacher.fill(gather(torch.cat(image_rows), images)[image_of_pair], gather(torch.cat(caption_rows), captions))

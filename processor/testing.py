@@ -21,7 +21,7 @@ from processor.run_folder import run_config
 from utils.distributed import default_device
 from utils.errors import ConfigError, DataError
 from utils.logger import LOGGER
-from utils.metrics import Ranking
+from utils.metrics import Ranking, best_items, similarity_chunks
 from utils.paths import in_full
 
 NAMED = ("best", "last", "best_ema")  # checkpoints of a run
@@ -121,10 +121,10 @@ def rank(
 
 def dump_lines(embeddings: Embeddings, ranking: Ranking, top: int = 10) -> Iterator[dict[str, Any]]:
     """One record per caption, in annotation order: rank of the first match, AP, INP and the first images."""
-    for number, (record, caption, _) in enumerate(embeddings.pairs):
-        scores = embeddings.gallery @ embeddings.query[number]
-        best = scores.sort(descending=True, stable=True).indices[:top].tolist()
-        images = [(embeddings.records[place], float(scores[place])) for place in best]
+    chunks = similarity_chunks(embeddings.query, embeddings.gallery)
+    best = ((row, items) for scores in chunks for row, items in zip(scores, best_items(scores, top), strict=True))
+    for number, ((record, caption, _), (scores, items)) in enumerate(zip(embeddings.pairs, best, strict=True)):
+        images = [embeddings.records[place] for place in items.tolist()]
         yield {
             "caption": caption,
             "pid": record.pid,
@@ -132,7 +132,10 @@ def dump_lines(embeddings: Embeddings, ranking: Ranking, top: int = 10) -> Itera
             "rank": int(ranking.first_rank[number]),
             "AP": float(ranking.average_precision[number]),
             "INP": float(ranking.inverse_negative_penalty[number]),
-            "top": [{"image": image.image_path, "pid": image.pid, "score": score} for image, score in images],
+            "top": [
+                {"image": image.image_path, "pid": image.pid, "score": score}
+                for image, score in zip(images, scores[items].tolist(), strict=True)
+            ],
         }
 
 

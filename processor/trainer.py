@@ -2,23 +2,18 @@
 
 import time
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
-from torch.nn.utils import clip_grad_norm_
-from torch.optim import Optimizer
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from configs.schema import Config
 from datasets.loaders import EvalLoaders, TrainLoader
-from model.encoders import Encoder
-from model.task import RetrievalTask
 from processor.clean_pairs import before_epoch
-from processor.evaluator import embed, metrics_table, warn
-from processor.gradient_cache import backward
+from processor.engine import Engine
+from processor.evaluator import metrics_table, warn
 from processor.meters import Meters, NaNCheck
 from processor.prediction import Prediction
 from processor.profile import Profile
@@ -26,12 +21,11 @@ from processor.reporting import EMA, SELECTED_BY, best_record, result_table
 from processor.saving import RunCheckpoints
 from processor.timing import Timing
 from processor.trackers import Tracker, build_trackers
-from solver.optimizer import load_state, set_lr
+from solver.optimizer import set_lr
 from solver.schedule import lr_at
 from utils.config import to_yaml
-from utils.distributed import Announcement, average_gradients, gather_objects, rank, world_size
+from utils.distributed import Announcement, gather_objects, rank, world_size
 from utils.logger import LOGGER, append_json_line, progress
-from utils.precision import matmul_precision
 from utils.seed import random_state, set_random_state
 from utils.signals import Interrupted, StopRequest
 from utils.watchdog import Watchdog
@@ -41,41 +35,32 @@ class Trainer:
     """Trains a task and writes the run folder.
 
     Args:
-        task: the task, on `device`.
-        optimizer: optimizer of the task's parameters; its groups have a `base_lr`.
+        engine: the task and its optimizer.
         train: training batches.
         evaluation: split name -> loaders; `test`, and `val` if there is one.
-        config: resolved config of the run.
         run: existing run folder.
-        device: device of the steps.
         inputs: name -> hash of the files that the run is trained on, kept in its checkpoints.
     """
 
     def __init__(
         self,
-        task: RetrievalTask,
-        optimizer: Optimizer,
+        engine: Engine,
         train: TrainLoader,
         evaluation: Mapping[str, EvalLoaders],
-        config: Config,
         run: Path,
-        device: torch.device,
         inputs: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
-        self.task, self.optimizer, self.train, self.evaluation = task, optimizer, train, evaluation
-        self.config, self.run, self.device = config, run, device
-        self.checkpoints = RunCheckpoints(run, config, inputs)
-        self.scaler = torch.amp.GradScaler(device.type, enabled=config.train.precision == "fp16")
+        self.engine, self.task, self.config, self.device = engine, engine.task, engine.config, engine.device
+        self.train, self.evaluation, self.run = train, evaluation, run
+        self.checkpoints = RunCheckpoints(run, self.config, inputs)
         self.history: list[dict[str, Any]] = []  # one record per epoch, as in metrics.jsonl
         self.epoch, self.batches, self.step = 1, 0, 0  # current epoch, its batches done, all batches done
         self.record: dict[str, Any] = {}  # of the current epoch
         self.trained = False  # True if the current epoch lacks its evaluation only
         self.meters = Meters()
-        self.timing, self.profile = Timing(config.train, device), Profile(config.train.profile, run, device)
-        self.prediction = Prediction(config, device, self.timing)
-        self.average: AveragedModel | None = None  # of the encoder's weights
-        if config.train.ema is not None:
-            self.average = AveragedModel(task.encoder, multi_avg_fn=get_ema_multi_avg_fn(config.train.ema))
+        self.timing = Timing(self.config.train, self.device)
+        self.profile = Profile(self.config.train.profile, run, self.device)
+        self.prediction = Prediction(self.config, self.device, self.timing)
 
     def fit(self) -> list[dict[str, Any]]:
         """Train the remaining epochs; returns the records of metrics.jsonl.
@@ -132,7 +117,13 @@ class Trainer:
     def _before_epoch(self, epoch: int) -> dict[str, float]:
         config = self.config.train
         return before_epoch(
-            self.task, self.train, epoch, seed=config.seed, device=self.device, precision=config.precision
+            self.task,
+            self.train,
+            epoch,
+            seed=config.seed,
+            device=self.device,
+            precision=config.precision,
+            passes=self.engine.passes,
         )
 
     def _train_epoch(self, epoch: int, request: StopRequest) -> dict[str, Any]:
@@ -143,7 +134,7 @@ class Trainer:
         def lr_of(base_lr: float) -> float:
             return lr_at(epoch, base_lr, epochs=config.epochs, **schedule)
 
-        set_lr(self.optimizer, lr_of)
+        set_lr(self.engine.optimizer, lr_of)
         lr = lr_of(self.config.solver.lr)
         self.task.train()
         nan_check, stop, first = NaNCheck(self.train.pairs), Announcement(), self.batches + 1
@@ -154,16 +145,9 @@ class Trainer:
             self.step += 1
             index = torch.cat([micro_batch.fields["index"] for micro_batch in on_cpu])
             size = sum(micro_batch.shard.num_pairs for micro_batch in on_cpu)
-            with matmul_precision(config.matmul):
-                total, metrics = backward(
-                    self.task,
-                    [micro_batch.to(self.device) for micro_batch in on_cpu],
-                    device=self.device,
-                    precision=config.precision,
-                    scale=self.scaler.scale,
-                )
+            total, metrics = self.engine.backward(on_cpu)
             self.timing.computed()
-            self._update()
+            self.engine.update()
             self.timing.updated(size)
             metrics = {"loss": total, **metrics}
             self.meters.update(metrics, size)
@@ -207,29 +191,20 @@ class Trainer:
         bad.copy_(torch.stack(gather_objects(bad)).any(dim=0))
         return bad
 
-    def _update(self) -> None:
-        average_gradients(self.task.parameters())
-        if self.config.train.clip_grad is not None:
-            self.scaler.unscale_(self.optimizer)
-            clip_grad_norm_(self.task.parameters(), self.config.train.clip_grad)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        self.optimizer.zero_grad(set_to_none=True)
-        if self.average is not None:
-            self.average.update_parameters(self.task.encoder)
-
     def _evaluate(self, epoch: int) -> dict[str, dict[str, float]]:
         start = time.perf_counter()
         results = {}
-        encoders = [("", self.task.encoder), *([] if self.average is None else [(EMA, self.average.module)])]
-        for suffix, encoder in encoders:
-            assert isinstance(encoder, Encoder)
-            for split, loaders in self.evaluation.items():
-                embeddings = embed(encoder, loaders, self.device, self.config.train.precision)
-                ranking = embeddings.rank_images()
-                results[split + suffix] = ranking.summary()
-                if not suffix:
-                    warn(embeddings, ranking, split)
+        average = self.engine.average
+        ways: list[tuple[str, AbstractContextManager[None]]] = [("", nullcontext())]
+        ways += [] if average is None else [(EMA, average.in_place())]
+        for suffix, weights in ways:
+            with weights:
+                for split, loaders in self.evaluation.items():
+                    embeddings = self.engine.embed(loaders)
+                    ranking = embeddings.rank_images()
+                    results[split + suffix] = ranking.summary()
+                    if not suffix:
+                        warn(embeddings, ranking, split)
         table = metrics_table({f"t2i {split}": values for split, values in results.items()})
         LOGGER.info("Validation Results - Epoch: %d (%.1f s)\n%s", epoch, time.perf_counter() - start, table)
         return results
@@ -237,12 +212,10 @@ class Trainer:
     def _save(self) -> None:
         """Write `last.pt`, and the weights of an epoch that has ended."""
         with self.timing.beside("checkpoints"):
-            record, weights = self.history[-1] if self.history else {}, self.task.state_dict()
+            record, weights = self.history[-1] if self.history else {}, self.engine.weights()
             training = self.state_dict()
             if self.batches == 0:
-                averaged = None if self.average is None else self.average.module.state_dict()
-                averaged = averaged and {f"encoder.{name}": value for name, value in averaged.items()}
-                self.checkpoints.save_weights(self.history, weights, averaged)
+                self.checkpoints.save_weights(self.history, weights, self.engine.averaged_weights())
             self.checkpoints.save_last(record, weights, training)
 
     def _save_and_end(self, signal: int) -> NoReturn:
@@ -263,11 +236,9 @@ class Trainer:
             "step": self.step,
             "record": self.record,
             "history": self.history,
-            "optimizer": self.optimizer.state_dict(),
-            "scaler": self.scaler.state_dict(),
+            **self.engine.state_dict(),
             "objectives": {name: module.training_state() for name, module in self.task.named_objectives()},
             "unreadable": self._merge_unreadable(),
-            "average": None if self.average is None else self.average.state_dict(),
             "processes": gather_objects(local),
         }
 
@@ -276,14 +247,11 @@ class Trainer:
         self.epoch, self.batches, self.step = (int(state[name]) for name in ("epoch", "batches", "step"))
         self.record, self.history = dict(state["record"]), list(state["history"])
         self.trained = bool(state.get("trained", False))  # version 0.1 saved no epoch before its evaluation
-        load_state(self.optimizer, state["optimizer"]["state"])
-        self.scaler.load_state_dict(state["scaler"])
+        self.engine.load_state_dict(state)
         states = state["objectives"] if "objectives" in state else _objectives_of_0_1(state["counted"])
         for name, module in self.task.named_objectives():
             module.load_training_state({key: value.to(self.device) for key, value in states.get(name, {}).items()})
         self.train.pairs.images.bad.copy_(state["unreadable"])
-        if self.average is not None and state["average"] is not None:  # None if --force has switched it on
-            self.average.load_state_dict(state["average"])
         processes = state["processes"]
         if len(processes) != world_size():
             LOGGER.warning(

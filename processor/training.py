@@ -19,6 +19,7 @@ from model.build import build_task, needs_teacher
 from model.checkpoints.formats import FORMATS
 from model.teacher import CachedTeacher
 from processor.downloads import require_downloads
+from processor.engine import Engine, process_notes
 from processor.inputs import build_loaders
 from processor.resume import Resumption, prepare, restore
 from processor.run_folder import input_hashes, new_run_folder, one_writer, open_log, resumable, resume_command
@@ -26,7 +27,7 @@ from processor.teacher_cache import fill_cache
 from processor.trainer import Trainer
 from solver.optimizer import build_optimizer
 from solver.schedule import schedule_notes
-from utils.distributed import describe_device, first_alone, rank, start_processes
+from utils.distributed import describe_device, first_alone, rank, start_processes, unlike_devices
 from utils.errors import ConfigError
 from utils.files import write_bytes
 from utils.logger import LOGGER
@@ -75,9 +76,8 @@ def train(config: Config, run: Path | None = None, *, resumption: Resumption | N
     resumed = resumption is not None and bool(resumption.content)
     require_downloads(config, weights=not resumed)
     task = build_task(config, len(annotations.train_labels), weights=not resumed, teacher=distils)
-    task.to(device)
+    engine = Engine(task, config, device)
     loader, evaluation = build_loaders(config, annotations, task, device)
-    optimizer = build_optimizer(config.solver, task.named_parameters())
     if config.train.compile:
         task.encoder.compile_towers()
     if isinstance(task.teacher, CachedTeacher):
@@ -88,18 +88,20 @@ def train(config: Config, run: Path | None = None, *, resumption: Resumption | N
             run = stack.enter_context(new_run_folder(config, run))
         open_log(run)
         inputs = input_hashes(config, annotations, loader.pairs.noise)
-        trainer = Trainer(task, optimizer, loader, evaluation, config, run, device, inputs)
+        trainer = Trainer(engine, loader, evaluation, run, inputs)
         stack.enter_context(resumable(trainer, fresh=resumption is None))
         size = sum(parameter.numel() for parameter in task.parameters()) / 1e6
         LOGGER.info("version %s, %s on %s", VERSION, config.name, describe_device(device))
         LOGGER.info("%.2f M parameters, run folder %s", size, run)
         LOGGER.info("%s\n%s", config.data.dataset, annotations.table())
-        notes = [*annotations.notes(), *task.notes, *worker_notes(config.data)]
+        notes = [*annotations.notes(), *task.notes, *worker_notes(config.data), *process_notes(config)]
         notes += text_notes(config.data, loader.pairs.tokenizer, annotations.train, "training")
         notes += schedule_notes(config.solver.schedule, config.train.epochs)
         notes += ["solver.lr: the rate is 0, so the weights do not change"] if config.solver.lr == 0 else []
         for note in (*notes, *(resumption.notes if resumption else ())):
             LOGGER.info("%s", note)
+        if kinds := unlike_devices(device):
+            LOGGER.warning("devices of different kinds, and the slowest sets the pace: %s", kinds)
         if loader.pairs.noise is not None and rank() == 0:
             save_noise(loader.pairs.noise, run)
         seed_process(config.train.seed)

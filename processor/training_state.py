@@ -46,12 +46,12 @@ def check_training_state(content: Mapping[str, Any], trainer: Trainer) -> None:
     if batches or trained:
         check_record(state["record"], "record", epoch)
     fits(state["unreadable"], trainer.train.pairs.images.bad, "unreadable")
-    check_optimizer(mapping(state["optimizer"], "optimizer"), trainer.optimizer)
-    scaler = trainer.scaler.state_dict()
+    check_optimizer(mapping(state["optimizer"], "optimizer"), trainer.engine.optimizer)
+    scaler = trainer.engine.scaler.state_dict()
     fits(state["scaler"], scaler, "scaler") if scaler else mapping(state["scaler"], "scaler")
     check_objectives(state, trainer)
-    if trainer.average is not None and state["average"] is not None:
-        fits(state["average"], trainer.average.state_dict(), "average")
+    if trainer.engine.average is not None and state["average"] is not None:
+        fits(state["average"], trainer.engine.average.state_dict(), "average")
     processes = sequence(state["processes"], "processes")
     require(len(processes) > 0, "processes: must have at least one entry")
     for number, local in enumerate(processes):

@@ -4,12 +4,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from torch.nn import Parameter
 from torch.optim import Optimizer
 
 from configs.schema import Rule, SolverConfig
 from utils.options import check_bounds
 from utils.patterns import check_pattern, matches
+from utils.placement import placed_as
 
 
 def parameter_settings(name: str, rules: Sequence[Rule], weight_decay: float) -> tuple[float, float]:
@@ -42,7 +44,8 @@ def build_optimizer(config: SolverConfig, named_parameters: Iterable[tuple[str, 
         for (lr_mult, weight_decay), parameters in groups.items()
     ]
     if config.optimizer == "sgd":
-        return torch.optim.SGD(settings, lr=config.lr, momentum=config.momentum, fused=True)
+        fused = not any(isinstance(parameter, DTensor) for _, parameter in named)  # torch has no such step for shards
+        return torch.optim.SGD(settings, lr=config.lr, momentum=config.momentum, fused=fused)
     adam: type[torch.optim.Adam] = torch.optim.Adam if config.optimizer == "adam" else torch.optim.AdamW
     return adam(settings, lr=config.lr, betas=(config.betas[0], config.betas[1]), eps=config.eps, fused=True)
 
@@ -52,13 +55,23 @@ def load_state(optimizer: Optimizer, state: Mapping[int, Mapping[str, Tensor]]) 
 
     Args:
         optimizer: optimizer of `build_optimizer`.
-        state: number of a parameter -> its tensors.
+        state: number of a parameter -> its tensors, not sharded.
     """
     groups = optimizer.state_dict()["param_groups"]
-    optimizer.load_state_dict({"state": state, "param_groups": groups})
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    placed = {number: _placed(parameters[number], tensors) for number, tensors in state.items()}
+    optimizer.load_state_dict({"state": placed, "param_groups": groups})
     if state and isinstance(optimizer, torch.optim.SGD):  # its fused step takes momenta of all parameters or of none
-        for parameter in (parameter for group in optimizer.param_groups for parameter in group["params"]):
+        for parameter in parameters:
             optimizer.state[parameter].setdefault("momentum_buffer", torch.zeros_like(parameter))
+
+
+def _placed(parameter: Parameter, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Shard the tensors of a parameter's shape as the parameter is."""
+    return {
+        name: placed_as(parameter, value) if value.shape == parameter.shape else value
+        for name, value in tensors.items()
+    }
 
 
 def set_lr(optimizer: Optimizer, schedule: Callable[[float], float]) -> None:

@@ -47,6 +47,11 @@ def to_device(fields: Batch, device: torch.device) -> Batch:
     return {name: value.to(device, non_blocking=True) for name, value in fields.items()}
 
 
+def send(values: Tensor, device: torch.device) -> Tensor:
+    """A small CPU tensor on `device`; the copy does not block."""
+    return (values if device.type == "cpu" else values.pin_memory()).to(device, non_blocking=True)
+
+
 def caption_mask(caption_ids: Tensor) -> Tensor:
     """Mask of the columns up to the last token, the first column always included: ids (B, L) -> bool (B, L)."""
     mask = caption_ids.flip(1).cumsum(dim=1).flip(1) > 0

@@ -13,6 +13,7 @@ from utils.faults import disk_fault
 from utils.files import replacing
 from utils.integrity import check_intact, seal
 from utils.paths import in_full
+from utils.placement import placed_as
 from utils.signatures import check_signature
 from utils.tensors import check_storage, check_values
 from utils.unpickling import read_pickle
@@ -93,7 +94,7 @@ def load_state(module: nn.Module, state: Mapping[str, Tensor], source: str | Pat
     if problems:
         raise CheckpointError(f"{source}: does not fit the architecture of the config: {'; '.join(problems)}")
     check_values(state, current, source)
-    module.load_state_dict(dict(state))
+    module.load_state_dict({name: placed_as(current[name], value) for name, value in state.items()})
 
 
 def _listed(what: str, names: Iterable[str], most: int = 3) -> list[str]:

@@ -1,4 +1,4 @@
-"""Devices and processes. No other file names a device; only this one and utils/sharding.py communicate."""
+"""Devices and processes. No other file names a device."""
 
 import contextlib
 import contextvars
@@ -6,18 +6,17 @@ import datetime
 import os
 import signal
 import sys
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.nn import Parameter
 
 from utils.errors import ConfigError
 from utils.launcher import number_in
 
-BUCKET = 2**22  # numbers per message when gradients are averaged
 _ALONE = contextvars.ContextVar("alone", default=False)
 
 
@@ -88,24 +87,6 @@ def rank() -> int:
     return dist.get_rank() if dist.is_initialized() and not _ALONE.get() else 0
 
 
-def average_gradients(parameters: Iterable[Parameter]) -> None:
-    """Replace each gradient by its mean over processes."""
-    if world_size() == 1:
-        return
-    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    bucket: list[Tensor] = []
-    for gradient, following in zip(gradients, [*gradients[1:], None], strict=True):
-        bucket.append(gradient)
-        full = sum(one.numel() for one in bucket) >= BUCKET
-        if full or following is None or following.dtype != gradient.dtype:
-            flat = torch.cat([one.flatten() for one in bucket])
-            dist.all_reduce(flat)
-            flat /= world_size()
-            for one, mean in zip(bucket, flat.split([one.numel() for one in bucket]), strict=True):
-                one.copy_(mean.view_as(one))
-            bucket = []
-
-
 def mean_over_processes(values: Tensor) -> Tensor:
     """Mean over processes (no gradient)."""
     if world_size() > 1:
@@ -166,12 +147,16 @@ def peak_memory(device: torch.device) -> float | None:
 
 def device_name(device: torch.device) -> str:
     """Name of the GPU, or number of CPU threads."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"CPU, {torch.get_num_threads()} threads"
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
 
 
 def describe_device(device: torch.device) -> str:
-    """Name of the GPU or number of CPU threads, and number of processes, for the log."""
+    """Name of the device and number of processes, for the log."""
     name = device_name(device)
     return name if world_size() == 1 else f"{world_size()} processes, {name} each"
+
+
+def unlike_devices(device: torch.device) -> str | None:
+    """Number of processes on each kind of device, for the log, if there are several kinds; a collective."""
+    kinds = Counter(gather_objects(device_name(device)))
+    return ", ".join(f"{number} x {name}" for name, number in kinds.items()) if len(kinds) > 1 else None

@@ -6,6 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+# glibc's allocator with one arena that returns large blocks at once: the peak is that of tensors and not of caches.
+ONE_ARENA = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+
 
 def in_fresh_process(function: Callable[..., Any], *args: Any) -> Any:
     """Call a module's function in a new process, because peak memory is counted per process."""

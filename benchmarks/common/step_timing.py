@@ -1,17 +1,95 @@
-"""Comparison of the training step times of several tasks."""
+"""Whole training steps, and the comparison of several tasks' times."""
 
 import argparse
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
+import torch
+
+from benchmarks.common.authors import AuthorsStep
+from benchmarks.common.profiling import memory_mb
+from benchmarks.common.rounds import Rounds, interleaved
 from configs.arguments import positive
 from configs.schema import Config, load_config
+from model.build import as_configured, build_task, distils, random_teacher
 from model.task import RetrievalTask
-from processor.random_batch import random_batch
+from model.teacher import CachedTeacher
+from processor.gradient_cache import backward
+from processor.random_batch import NUM_PAIRS, micro_batches_of, random_batch, rows_per_pair
+from solver.optimizer import build_optimizer, set_lr
 from utils.batch import Batch
-from utils.distributed import default_device, describe_device
+from utils.distributed import default_device, describe_device, peak_memory
 from utils.exit import exit_on_user_error
+from utils.precision import matmul_precision
+
+NUM_PIDS = 11_003  # of CUHK-PEDES
+
+
+class TrainingStep:
+    """Forward pass, losses, backward pass and update of a task, as in training."""
+
+    def __init__(self, task: RetrievalTask, config: Config) -> None:
+        self.task, self.config = task.to(default_device()).train(), config
+        self.optimizer = build_optimizer(config.solver, task.named_parameters())
+        set_lr(self.optimizer, lambda base_lr: base_lr)
+
+    def __call__(self, batch: Batch) -> float:
+        """Train on a batch of `random_batch`; returns the loss."""
+        config = self.config.train
+        with matmul_precision(config.matmul):
+            loss, _ = backward(
+                self.task,
+                micro_batches_of(batch, config.accumulate, rows_per_pair(self.config)),
+                device=default_device(),
+                precision=config.precision,
+                scale=lambda loss: loss,
+            )
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return loss.item()  # waits for the device
+
+
+def step_of(config: Config) -> TrainingStep:
+    """The step of a config, with random weights of encoder and teacher."""
+    task = build_task(config, NUM_PIDS, weights=False, teacher=False)
+    teacher = as_configured(random_teacher(config), config) if distils(config) else None
+    if isinstance(teacher, CachedTeacher):
+        teacher.fill(*(torch.randn(NUM_PAIRS, task.encoder.embed_dim) for _ in range(2)))
+    return TrainingStep(RetrievalTask(task.encoder, dict(task.named_objectives()), teacher), config)
+
+
+def cost_of_steps(
+    config: Config, pairs: int, steps: int, authors: tuple[str, str] | None = None
+) -> tuple[float, float, float]:
+    """Cost of training steps in this process, which must be fresh.
+
+    Args:
+        config: resolved config.
+        pairs: pairs in a step.
+        steps: timed steps.
+        authors: method and folder of the authors' code, to measure in place of ours.
+
+    Returns:
+        Seconds of a step, the median behind the first one. Peak MB: of the GPU, or of the process above its level
+        before the model. Loss of the first step.
+    """
+    before = memory_mb("VmRSS")
+    torch.manual_seed(0)
+    with torch.device("meta"):  # takes no memory
+        task = build_task(config, NUM_PIDS, weights=False, teacher=False)
+    step = step_of(config) if authors is None else AuthorsStep(*authors, config)
+    fields = task.inputs | {"caption_ids"}
+    batch = random_batch(config, pairs, task.encoder.vocab_size, fields, device=default_device())
+    seconds, losses = [], []
+    for _ in range(steps + 1):
+        start = time.perf_counter()
+        losses.append(step(batch))
+        seconds.append(time.perf_counter() - start)
+    on_cpu = default_device().type == "cpu"
+    peak = memory_mb("VmHWM") - before if on_cpu else 1024 * (peak_memory(default_device()) or 0)
+    return statistics.median(seconds[1:]), peak, losses[0]
 
 
 def steps_program(
@@ -32,32 +110,20 @@ def steps_program(
     with exit_on_user_error():
         arguments = parser.parse_args()
         config = load_config(arguments.config)
-        tasks = {way: build(way, config).train() for way in ways}
+        tasks = {way: build(way, config) for way in ways}
         fields = frozenset().union(*(task.inputs for task in tasks.values()))
-        vocab_size = tasks[ways[0]].encoder.vocab_size
-        batch = random_batch(config, arguments.batch, vocab_size, fields, device=default_device())
-        print(f"{describe_device(default_device())}, {arguments.batch} pairs, {arguments.steps} steps each, fp32")
-        print(compare_steps(tasks, batch, arguments.steps))
+        batch = random_batch(
+            config, arguments.batch, tasks[ways[0]].encoder.vocab_size, fields, device=default_device()
+        )
+        steps = {way: partial(TrainingStep(task, config), batch) for way, task in tasks.items()}
+        rounds = interleaved(steps, arguments.steps)
+        what = f"{arguments.config}, {arguments.batch} pairs, {config.train.precision}"
+        print(f"{describe_device(default_device())}, {what}")
+        print(f"\n{table(rounds, ways)}\n\n{rounds.note}")
 
 
-def compare_steps(tasks: Mapping[str, RetrievalTask], batch: Batch, steps: int) -> str:
-    """One line per task: median time of a step (forward and backward), and its ratio to the first task's.
-
-    The tasks take turns, so that other load on the machine affects all of them. The first turn warms up.
-    """
-    seconds: dict[str, list[float]] = {name: [] for name in tasks}
-    for _ in range(steps + 1):
-        for name, task in tasks.items():
-            seconds[name].append(step_seconds(task, batch))
-    medians = {name: statistics.median(times[1:]) for name, times in seconds.items()}
-    first, width = next(iter(medians)), max(map(len, medians))
-    lines = [f"{name:{width}} {time:8.3f} s   {time / medians[first]:.2f} x {first}" for name, time in medians.items()]
+def table(rounds: Rounds, ways: Sequence[str]) -> str:
+    """Markdown table with the seconds of each way, and its ratio to the first."""
+    lines = [f"| step | seconds | range | x {ways[0]} |", "|---|---:|---:|---:|"]
+    lines += [f"| {way} | {rounds.cells(way)} | {rounds.ratio(way, ways[0]):.2f} |" for way in ways]
     return "\n".join(lines)
-
-
-def step_seconds(task: RetrievalTask, batch: Batch) -> float:
-    start = time.perf_counter()
-    loss, _ = task(batch)
-    loss.backward()
-    loss.item()  # waits for the device
-    return time.perf_counter() - start

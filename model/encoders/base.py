@@ -58,6 +58,7 @@ class Encoder(nn.Module, ABC):
     inputs: frozenset[str] = frozenset()  # batch fields that `enrich` and `relate` read
     why_no_tokens: str | None = None  # reason and remedy if tokens are incomplete in training
     why_not_accumulate: str | None = None  # reason and remedy if a batch cannot be encoded in micro-batches
+    why_not_shard: str | None = None  # reason and remedy if the parameters cannot be sharded over processes
 
     @abstractmethod
     def encode_image(self, images: Tensor) -> Encoded:
@@ -85,6 +86,19 @@ class Encoder(nn.Module, ABC):
         """Apply torch.compile to the towers."""
         for tower in self.children():
             tower.compile()
+
+    @property
+    def blocks(self) -> list[nn.Module]:
+        """Repeated modules of the towers, which `train.shard` gathers one at a time. Only `forward` may use them."""
+        found: list[nn.Module] = []
+        inside: set[nn.Module] = set()
+        for module in self.modules():
+            if module in inside or not isinstance(module, nn.ModuleList | nn.Sequential):
+                continue
+            if len({type(block) for block in module}) == 1 and any(True for _ in module.parameters()):
+                found += list(module)
+                inside.update(module.modules())
+        return found
 
     def patches(self, name: str) -> PatchGrid | None:
         """The patches whose positions a tensor of the state dict holds; None if it holds something else."""

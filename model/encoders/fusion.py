@@ -101,6 +101,7 @@ class FusionEncoder(_Fusing):
     """
 
     inputs = frozenset({"support_images", "support_image_mask", "support_caption_ids", "support_caption_mask"})
+    why_not_shard = "a process without support sets runs fewer passes of the towers than the others"
 
     def __init__(
         self,

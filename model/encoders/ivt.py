@@ -105,7 +105,7 @@ class IVTEncoder(Encoder):
 
     def _encode(self, tokens: Tensor, mask: Tensor | None = None, *, text: bool = False) -> Encoded:
         if self.training and self.mask_ratio:
-            tokens, mask = keep_tokens(tokens, mask, self._draw_kept(*tokens.shape[:2]))
+            tokens, mask = keep_tokens(tokens, mask, self._draw_kept(len(tokens), tokens.shape[1], tokens.device))
         return self.run_blocks(tokens, mask, text=text)
 
     def run_blocks(self, tokens: Tensor, mask: Tensor | None, *, text: bool) -> Encoded:
@@ -124,12 +124,12 @@ class IVTEncoder(Encoder):
         tokens = self.trunk.norm(tokens)
         return Encoded(tokens[:, 0], tokens)
 
-    def _draw_kept(self, batch: int, num_tokens: int) -> Tensor:
+    def _draw_kept(self, batch: int, num_tokens: int, device: torch.device | None = None) -> Tensor:
         """Positions to keep, the first token in front: int64 (1, T'), or (B, T') with `mask_per_sample`."""
         most = int(self.mask_ratio * num_tokens)
         dropped = int(torch.randint(most + 1, ()))  # drawn on the CPU, without a device sync
         rows = batch if self.mask_per_sample else 1
-        kept = 1 + torch.rand(rows, num_tokens - 1).argsort(dim=1)[:, dropped:]
+        kept = 1 + torch.rand(rows, num_tokens - 1, device=device).argsort(dim=1)[:, dropped:]
         return torch.cat([kept.new_zeros(rows, 1), kept], dim=1)
 
     def compile_towers(self) -> None:
@@ -146,7 +146,6 @@ class IVTEncoder(Encoder):
 
 def keep_tokens(tokens: Tensor, mask: Tensor | None, kept: Tensor) -> tuple[Tensor, Tensor | None]:
     """Select tokens (B, T, D) and their mask (B, T) at the positions `kept`, int64 (1 or B, T')."""
-    kept = kept.to(tokens.device, non_blocking=True)
     if len(kept) == 1:
         return tokens[:, kept[0]], None if mask is None else mask[:, kept[0]]
     rows = torch.arange(len(tokens), device=tokens.device)[:, None]

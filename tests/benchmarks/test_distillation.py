@@ -21,7 +21,7 @@ def test_a_cached_step_runs_the_towers_as_often_as_the_baselines(root: Path) -> 
                 tower = getattr(getattr(module, "encoder", None), name, None)
                 if tower is not None:
                     tower.register_forward_pre_hook(lambda _, args, n=name, r=rows: r.update({n: len(args[0])}))
-        step_timing.step_seconds(task, random_batch(config, 3, 1024, task.inputs))
+        step_timing.TrainingStep(task, config)(random_batch(config, 3, 1024, task.inputs))
         seen[way] = dict(rows)
     assert seen == {
         "baseline": {"image": 3, "text": 3},

@@ -10,7 +10,7 @@ from utils.config import to_yaml
 def test_the_benchmark_of_memory_has_a_row_for_each_way(root: Path, tmp_path: Path, monkeypatch) -> None:
     (tmp_path / "tiny.yaml").write_text(to_yaml(config_of("baseline", root)))
     monkeypatch.setattr(memory, "in_fresh_process", lambda function, *args: function(*args))
-    rows = memory.table(str(tmp_path / "tiny.yaml"), [], 4, [1, 2]).splitlines()[2:]
+    rows = memory.table(str(tmp_path / "tiny.yaml"), [], 4, [1, 2], 1).splitlines()[2:]
     cells = [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
     assert [row[0] for row in cells] == [
         *("whole batch", "2 micro-batches"),

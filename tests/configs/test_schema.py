@@ -79,6 +79,7 @@ MISTAKES = {
     "data.sampler=identities": r"data\.sampler: .*identities",
     "losses.cmpm.target_norm=l1": r"losses\.cmpm\.target_norm: .*l1",
     "train.accumulate=9": r"train\.accumulate: must be at most data\.batch_size \(8\), got 9",
+    "train={shard: full, compile: true}": r"train\.compile: cannot be combined with train\.shard=full",
     "train.ema=1": r"train\.ema: must be above 0 and below 1, got 1",
     "train.ema=-0.5": r"train\.ema: must be above 0 and below 1, got -0\.5",
     "data.image_std=[1, 0, 1]": r"data\.image_std: must be above 0",

@@ -13,11 +13,11 @@ from model.build import build_encoder, build_task
 from model.objectives import PairObjective
 from model.task import RetrievalTask
 from model.teacher import Teacher
-from processor.gradient_cache import backward
+from processor.engine import Engine
 from tests.helpers.configs import ROOT, TINY
 from tests.helpers.tasks import with_teacher
 from utils.batch import MicroBatch
-from utils.distributed import average_gradients, mean_over_processes
+from utils.distributed import mean_over_processes
 
 
 def exact_task(config: Config) -> RetrievalTask:
@@ -59,11 +59,9 @@ def micro_batches_of(config: Config, task: RetrievalTask, number: int) -> list[M
 
 def step_of(config: Config, number: int) -> tuple[float, dict[str, Any], list[float]]:
     """Loss of batch `number`, all gradients, and the logged terms in alphabetical order."""
-    task, cpu = exact_task(config), torch.device("cpu")
-    total, terms = backward(
-        task, micro_batches_of(config, task, number), device=cpu, precision="fp32", scale=lambda loss: loss
-    )
-    average_gradients(task.parameters())
+    task = exact_task(config)
+    engine = Engine(task, config, torch.device("cpu"))
+    total, terms = engine.backward(micro_batches_of(config, task, number))
     gradients = {name: p.grad.numpy() for name, p in task.named_parameters() if p.grad is not None}
     values = [mean_over_processes(value) for _, value in sorted(terms.items()) if isinstance(value, Tensor)]
     return float(mean_over_processes(total)), gradients, [float(value) for value in values]

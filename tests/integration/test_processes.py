@@ -1,10 +1,15 @@
 """Several processes train as one does: loss, gradients, runs, resumed runs, and errors that end all of them."""
 
+import contextlib
 import os
+import re
 import shutil
+import socket
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,9 +20,11 @@ from datasets.annotations import load_annotations
 from processor import training
 from tests.helpers.configs import METHODS, ROOT, TINY, config_of
 from tests.helpers.processes import together
-from tests.helpers.runs import FAST, Killed, die_after, lines_of, same_runs
+from tests.helpers.runs import FAST, Killed, die_after, lines_of, nearly_same, same_runs
 from tests.helpers.steps import exact_task, micro_batches_of, same_step, step_of
+from utils import distributed
 from utils.checkpoint import load_checkpoint
+from utils.distributed import rank
 
 # --- one step ---------------------------------------------------------------------------------------------------------
 
@@ -88,15 +95,26 @@ def test_a_run_of_two_processes_is_that_of_one(method: str, root: Path, tmp_path
     assert "2 processes" in log and log.count("Epoch 1 done") == 1
 
 
+def _train_on_unlike_devices(config: Config, run: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(distributed, "device_name", lambda device: f"GPU {rank()}")
+        training.train(config, run)
+
+
 def test_what_one_process_cannot_read_all_know(root: Path, tmp_path: Path) -> None:
+    """The same run says that the processes are on devices of different kinds, and have micro-batches without pairs."""
     shutil.copytree(root, tmp_path / "data")
     paths = sorted({record.image_path for record in load_annotations("synthetic", tmp_path / "data").train})
     for path in paths[:3]:
         Path(path).write_bytes(b"no image")
-    together(2, _train, config_of("irra", tmp_path / "data", "data.on_bad_image=skip"), tmp_path / "run")
+    config = config_of("irra", tmp_path / "data", "data.on_bad_image=skip", "train.accumulate=5")
+    together(2, _train_on_unlike_devices, config, tmp_path / "run")
     assert [line["bad_images"] for line in lines_of(tmp_path / "run")] == [3]
     unreadable = load_checkpoint(tmp_path / "run/last.pt")["training"]["unreadable"]
     assert int(unreadable.sum()) == 6  # counted in pairs; no single process read all of them
+    log = (tmp_path / "run/train.log").read_text()
+    assert "the slowest sets the pace: 1 x GPU 0, 1 x GPU 1" in log
+    assert "8 pairs are fewer than 10 micro-batches" in log
 
 
 def _killed(config: Config, run: Path, saves: int) -> None:
@@ -109,19 +127,41 @@ def _killed(config: Config, run: Path, saves: int) -> None:
         raise AssertionError("went on")
 
 
-def _resume(run: Path) -> None:
-    training.resume(run, [])
+def _resume(run: Path, overrides: Sequence[str] = ()) -> None:
+    training.resume(run, list(overrides))
 
 
-@pytest.mark.parametrize("method", ["irra", "ivt", "rde"])
-def test_a_resumed_run_of_two_processes_is_the_straight_one(method: str, root: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("method, world", [("irra", 3), ("ivt", 2), ("rde", 2)])
+def test_a_resumed_run_of_processes_is_the_straight_one(method: str, world: int, root: Path, tmp_path: Path) -> None:
     config = config_of(method, root, *FAST, "train.epochs=2", "train.save_every_steps=1", "eval.every=2")
-    together(2, _train, config, tmp_path / "straight")
+    together(world, _train, config, tmp_path / "straight")
     with pytest.raises(AssertionError, match="Killed"):
-        together(2, _killed, config, tmp_path / "resumed", 5)
+        together(world, _killed, config, tmp_path / "resumed", 5)
     assert load_checkpoint(tmp_path / "resumed/last.pt")["training"]["batches"] > 0
-    together(2, _resume, tmp_path / "resumed")
+    together(world, _resume, tmp_path / "resumed")
     same_runs(tmp_path / "straight", tmp_path / "resumed")
+
+
+def test_sharding_and_the_number_of_processes_may_change_when_a_run_is_resumed(root: Path, tmp_path: Path) -> None:
+    """From two processes with shards to one, and the reverse; RDE evaluates all pairs before each epoch."""
+    more = ["train.save_every_steps=1", "train.ema=0.9", "train.clip_grad=1", "eval.batch_size=2"]
+    config = config_of("rde", root, *FAST, "train.epochs=2", *more)
+    sharded = replace(config, train=replace(config.train, shard="full"))
+    training.train(config, tmp_path / "straight")
+    with pytest.raises(AssertionError, match="Killed"):
+        together(2, _killed, sharded, tmp_path / "gathered", 7)
+    training.resume(tmp_path / "gathered", ["train.shard=none"])
+    with pytest.raises(Killed):
+        _killed(config, tmp_path / "split", 3)
+    together(2, _resume, tmp_path / "split", ["train.shard=full"])
+    expected = load_checkpoint(tmp_path / "straight/last.pt")
+    for name in ("gathered", "split"):
+        found = load_checkpoint(tmp_path / name / "last.pt")
+        for kind in ("model", "training"):
+            nearly_same(found[kind], expected[kind])
+        assert set(load_checkpoint(tmp_path / name / "best_ema.pt")["model"]) <= set(expected["model"])
+        for one, two in zip(lines_of(tmp_path / "straight"), lines_of(tmp_path / name), strict=True):
+            assert set(one) == set(two) and two["tal_loss"] == pytest.approx(one["tal_loss"], rel=2e-3)
 
 
 # --- torchrun ---------------------------------------------------------------------------------------------------------
@@ -133,6 +173,36 @@ def torchrun(*arguments: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [*command, *map(str, arguments)], cwd=ROOT, capture_output=True, text=True, timeout=120, env=environment
     )
+
+
+def test_the_slurm_template_trains_with_two_processes(root: Path, tmp_path: Path) -> None:
+    """Run docs/slurm.sbatch with srun and scontrol replaced."""
+    text, port = (ROOT / "docs/slurm.sbatch").read_text(), free_port()
+    assert re.findall(r"^#SBATCH --ntasks-per-node=(\d+)", text, re.M) == ["1"] and text.count("\nsrun torchrun ") == 1
+    stubs = 'srun() { "$@"; }; scontrol() { [ "$*" = "show hostnames node7" ] && echo localhost; }; . docs/slurm.sbatch'
+    environment = {
+        **os.environ,
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "OMP_NUM_THREADS": "1",
+        "SLURM_NNODES": "1",
+        "SLURM_GPUS_ON_NODE": "2",
+        "SLURM_JOB_NODELIST": "node7",
+        "SLURM_JOB_ID": str(port - 20_000),
+    }
+    arguments = ["--config", "configs/irra.yaml", "--run-folder", tmp_path / "run", "--set", *TINY, f"data.root={root}"]
+    command = ["bash", "-c", stubs, "slurm.sbatch", *map(str, arguments)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert "2 processes" in done.stdout and load_checkpoint(tmp_path / "run/last.pt")["epoch"] == 1
+
+
+def free_port() -> int:
+    """A free port of those that docs/slurm.sbatch chooses from."""
+    for port in range(20_000 + os.getpid() % 10_000, 40_000):
+        with socket.socket() as one, contextlib.suppress(OSError):
+            one.bind(("127.0.0.1", port))
+            return port
+    raise AssertionError("no free port")
 
 
 def test_an_error_of_one_process_ends_all_with_its_message(root: Path, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from model.load import load_init
 from model.objectives.matching import SDM
 from model.task import RetrievalTask
 from processor import training
+from processor.engine import Engine
 from processor.evaluator import METRICS
 from processor.meters import Meters
 from processor.reporting import result_table
@@ -159,10 +160,9 @@ def test_best_is_what_the_chosen_split_says(
 ) -> None:
     saved: list[str] = []
     monkeypatch.setattr("processor.saving.save_checkpoint", lambda path, content: saved.append(path.stem))
-    module = torch.nn.Linear(1, 1)
-    optimizer = torch.optim.SGD(module.parameters())
     config = irra_config(tiny, f"eval.select_on={split}")
-    trainer = Trainer(module, optimizer, None, {}, config, tmp_path, torch.device("cpu"))  # type: ignore[arg-type]
+    engine = Engine(torch.nn.Linear(1, 1), config, torch.device("cpu"))  # type: ignore[arg-type]
+    trainer = Trainer(engine, None, {}, tmp_path)  # type: ignore[arg-type]
     monkeypatch.setattr(trainer, "state_dict", dict)
     numbers = dict.fromkeys(METRICS, 1.0)
     for epoch, val, test in [(1, 10.0, 30.0), (2, 20.0, 25.0), (3, 20.0, 30.0)]:  # the first of equal epochs wins
@@ -198,14 +198,14 @@ def test_the_log_counts_pairs_and_not_views(root: Path, tmp_path: Path) -> None:
 def history(root: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, Tensor]]]:
     """Run with EMA, and the encoder's weights after each of its steps."""
     run, weights = tmp_path_factory.mktemp("average") / "run", []
-    update = Trainer._update
+    update = Engine.update
 
-    def recorded(self: Trainer) -> None:
+    def recorded(self: Engine) -> None:
         update(self)
         weights.append({name: value.clone() for name, value in self.task.encoder.state_dict().items()})
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Trainer, "_update", recorded)
+        patch.setattr(Engine, "update", recorded)
         more = ["train.ema=0.8", "train.epochs=3", "solver.lr=1e-3", "solver.eps=1e-6"]
         training.train(config_of("irra", root, *more), run)
     return run, weights

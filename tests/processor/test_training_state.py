@@ -94,7 +94,7 @@ def test_any_change_is_one_clear_error_or_a_resumed_run(seed: int, resumed: tupl
             assert metrics.read_text() == before, path
             refused += 1
         else:
-            step = trainer.optimizer.step
+            step = trainer.engine.optimizer.step
             for parameter in trainer.task.parameters():
                 parameter.grad = torch.zeros_like(parameter)
             step()

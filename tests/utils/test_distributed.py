@@ -1,34 +1,25 @@
-"""Devices and processes: averaging of gradients, more processes than GPUs."""
+"""Devices and processes: peak memory, GPUs of different kinds, more processes than GPUs."""
 
 import sys
-from typing import Any
 
 import pytest
 import torch
 
-from tests.helpers.processes import together
 from utils import distributed
-from utils.distributed import average_gradients, peak_memory, rank, start_processes
+from utils.distributed import peak_memory, start_processes, unlike_devices
 from utils.errors import ConfigError
-
-
-def _averaged() -> list[Any]:
-    module = torch.nn.ModuleList([torch.nn.Linear(3, 2), torch.nn.Linear(2, 1).double(), torch.nn.Linear(4, 4)])
-    for place, parameter in enumerate(module.parameters()):
-        if place < 4:  # the last layer is unused
-            parameter.grad = torch.full_like(parameter, float(rank() + place))
-    average_gradients(module.parameters())
-    return [None if parameter.grad is None else parameter.grad.unique().tolist() for parameter in module.parameters()]
-
-
-def test_gradients_are_averaged() -> None:
-    assert together(2, _averaged) == [[[0.5], [1.5], [2.5], [3.5], None, None]] * 2
 
 
 def test_without_unix_the_peak_memory_is_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (peak_memory(torch.device("cpu")) or 0) > 0
     monkeypatch.setitem(sys.modules, "resource", None)
     assert peak_memory(torch.device("cpu")) is None
+
+
+def test_devices_of_different_kinds_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert unlike_devices(torch.device("cpu")) is None
+    monkeypatch.setattr(distributed, "gather_objects", lambda name: ["A100", "H100", "A100"])
+    assert unlike_devices(torch.device("cpu")) == "2 x A100, 1 x H100"
 
 
 def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ import torch
 import train as train_program
 from datasets.loaders import data_loader
 from processor import training
-from processor.trainer import Trainer
+from processor.engine import Engine
 from tests.helpers.configs import ROOT, config_of
 from tests.helpers.processes import together
 from tests.helpers.programs import run_program
@@ -26,14 +26,14 @@ NEVER_SAVED = "train.save_every_steps=null"
 
 def signal_in_step(monkeypatch: pytest.MonkeyPatch, number: int, step: int, process: int = 0) -> None:
     """Send this process a signal while it is in a step."""
-    update = Trainer._update
+    update, steps = Engine.update, iter(range(1, 10**6))
 
-    def interrupted(self: Trainer) -> None:
-        if self.step == step and int(os.environ.get("RANK", 0)) == process:
+    def interrupted(self: Engine) -> None:
+        if next(steps) == step and int(os.environ.get("RANK", 0)) == process:
             os.kill(os.getpid(), number)
         update(self)
 
-    monkeypatch.setattr(Trainer, "_update", interrupted)
+    monkeypatch.setattr(Engine, "update", interrupted)
 
 
 @pytest.mark.parametrize("delay", [0.5, 1])

@@ -3,11 +3,13 @@
 from pathlib import Path
 
 import pytest
+import torch
 
 from benchmarks import distillation, token_selection
 from benchmarks.common import step_timing
 from configs.schema import Config
 from model.task import RetrievalTask
+from processor.random_batch import random_batch
 from tests.helpers.configs import tiny_config
 from utils.config import to_yaml
 
@@ -25,5 +27,18 @@ def test_the_benchmarks_of_steps_print_a_line_for_each_way(
     monkeypatch.setattr("sys.argv", ["program", "--batch", "2", "--steps", "1"])
     step_timing.steps_program("", str(tmp_path / "tiny.yaml"), tool.WAYS, build)
     lines = capsys.readouterr().out.splitlines()
-    assert "2 pairs, 1 steps each" in lines[0] and len(lines) == 1 + len(tool.WAYS)
-    assert f"1.00 x {tool.WAYS[0]}" in lines[1]
+    assert "2 pairs" in lines[0] and lines[2].endswith(f"x {tool.WAYS[0]} |")
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[4 : 4 + len(tool.WAYS)]]
+    assert [row[0] for row in rows] == list(tool.WAYS) and rows[0][-1] == "1.00"
+
+
+def test_a_step_trains(root: Path) -> None:
+    config = tiny_config("irra", root)
+    seconds, _, loss = step_timing.cost_of_steps(config, 4, 1)
+    step = step_timing.step_of(config)
+    before = [parameter.clone() for parameter in step.task.parameters()]
+    step(random_batch(config, 4, 1024, step.task.inputs))
+    assert seconds > 0 and loss > 0
+    changed = [not torch.equal(one, other) for one, other in zip(before, step.task.parameters(), strict=True)]
+    assert sum(changed) > len(changed) / 2
+    assert all(parameter.grad is None for parameter in step.task.parameters())

@@ -14,7 +14,7 @@ from model.encoders.clip import CLIPEncoder
 from model.load import load_weights
 from processor.resolve import resolve
 from processor.resume import other_settings
-from tests.helpers.configs import ROOT, TINY
+from tests.helpers.configs import ROOT, TINY, config_of
 from utils.checkpoint import save_checkpoint
 from utils.errors import CheckpointError, ConfigError
 from utils.options import option
@@ -53,6 +53,7 @@ class Outsider(CLIPEncoder):
         if limited:
             self.why_no_tokens = "this encoder has none; set model.limited=false"
             self.why_not_accumulate = "this encoder is limited; set model.limited=false"
+            self.why_not_shard = "this encoder is limited; set model.limited=false"
 
 
 @pytest.fixture(autouse=True)
@@ -70,6 +71,15 @@ def test_its_limits_are_told_by_the_builder() -> None:
         build_task(tiny("model.limited=true"), 3)
     with pytest.raises(ConfigError, match=r"train\.accumulate: must be 1, got 2, because this encoder is limited"):
         build_task(tiny("model.limited=true", "train.accumulate=2", "losses.mlm=null"), 3)
+    with pytest.raises(ConfigError, match=r"train\.shard: must be none, got full, because this encoder is limited"):
+        build_task(tiny("model.limited=true", "train.shard=full", "losses.mlm=null"), 3)
+    with pytest.raises(ConfigError, match=r"train\.shard: must be none, got full, because a process without support"):
+        build_task(config_of("lcr2s_teacher", Path("data"), "train.shard=full"), 3)
+
+
+def test_blocks_are_the_repeated_modules_of_the_towers() -> None:
+    encoder = build_task(tiny("model.image.options.depth=2"), 3).encoder
+    assert [type(block).__name__ for block in encoder.blocks] == ["Block", "Block", "CLIPEncoderLayer"]
 
 
 def test_a_checkpoint_may_lack_its_further_module_and_nothing_else(tmp_path: Path) -> None:
