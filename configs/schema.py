@@ -150,6 +150,12 @@ class TrainConfig:
     )
     ema: float | None = option(None, gt=0, lt=1, help="decay of averaged weights, evaluated and saved; null: none")
     log_every: int = option(100, ge=1, help="steps between log lines", resumable=True)
+    preflight: bool | None = option(
+        None, help="predict memory and operations of a step after the first ten; null: on GPUs only", resumable=True
+    )
+    profile: int | None = option(
+        None, ge=1, help="steps to write a torch.profiler trace of; null: none", resumable=True
+    )
     save_every_steps: int | None = option(
         None, ge=1, help="steps between checkpoints in an epoch; null: one at its end", resumable=True
     )

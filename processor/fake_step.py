@@ -13,7 +13,7 @@ from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.nn.utils import clip_grad_norm_
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -40,7 +40,7 @@ KINDS = (WEIGHTS, GRADIENTS, OPTIMIZER, BATCH, ACTIVATIONS, LOSSES, TEMPORARY)
 
 @dataclass(frozen=True)
 class Cost:
-    """What a training step needs."""
+    """Needs of a training step."""
 
     memory: Mapping[str, int]  # kind -> bytes, at the moment of the peak
     flops: int  # floating-point operations of products, convolutions and attention, repeated forward passes included
@@ -178,6 +178,12 @@ class _Memory(TorchDispatchMode):
     ) -> Any:
         if func is torch.ops.aten._local_scalar_dense.default:
             return 0  # of a random draw: IVT drops no token
+        if (
+            func is torch.ops.aten.clone.default
+            and not isinstance(args[0], FakeTensor)
+            and args[0].dtype == torch.uint8
+        ):
+            return args[0]  # the state of a GPU's random numbers, which is restored before each micro-batch
         result = func(*args, **(kwargs or {}))
         for value in tree_leaves(result):
             if isinstance(value, Tensor):

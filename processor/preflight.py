@@ -1,9 +1,9 @@
-"""What a run will need, before it runs: parameters, memory, the largest batch, and hours, without data or weights."""
+"""Needs of a run before it starts: parameters, memory, the largest batch and hours, without data or weights."""
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -110,11 +110,11 @@ def _largest_batches(config: Config, step: FakeStep, data: TrainingSet) -> str:
 def _ways(config: Config, step: FakeStep, data: TrainingSet) -> Iterator[tuple[str, int, Callable[[int], int]]]:
     """Name of a way to train, its number of micro-batches, and its peak memory by number of pairs."""
     recomputing = FakeStep(with_checkpointing(config), data.num_pids, data.num_pairs or 0, step.device)
-    yield "one pass", 1, partial(_at_once, step)
-    yield "checkpointing", 1, partial(_at_once, recomputing)
+    yield "one pass", 1, functools.partial(_at_once, step)
+    yield "checkpointing", 1, functools.partial(_at_once, recomputing)
     accumulated = _Accumulated(step)
     for number in ACCUMULATE if step.task.encoder.why_not_accumulate is None else ():
-        yield f"train.accumulate={number}", number, partial(accumulated, number)
+        yield f"train.accumulate={number}", number, functools.partial(accumulated, number)
 
 
 def _at_once(step: FakeStep, pairs: int) -> int:
@@ -129,13 +129,14 @@ class _Accumulated:
 
     def __init__(self, step: FakeStep) -> None:
         self.step = step
-        self.peaks: dict[int, int] = {}  # pairs of a micro-batch -> peak of a step
+        self.of_two, self.of_embeddings = functools.cache(self._of_two), functools.cache(step.memory_of_embeddings)
 
     def __call__(self, number: int, pairs: int) -> int:
         size = -(-pairs // number)
-        if size not in self.peaks:
-            self.peaks[size] = sum(self.step.memory(self.step.batch(2 * size, accumulate=2)).values())
-        return self.peaks[size] + self.step.memory_of_embeddings(pairs) - self.step.memory_of_embeddings(2 * size)
+        return self.of_two(size) + self.of_embeddings(pairs) - self.of_embeddings(2 * size)
+
+    def _of_two(self, size: int) -> int:
+        return sum(self.step.memory(self.step.batch(2 * size, accumulate=2)).values())
 
 
 def _fitting(peak: Callable[[int], int], unit: int) -> list[str]:
@@ -187,7 +188,11 @@ def _epoch(config: Config, cost: Cost, data: TrainingSet) -> list[str]:
     if data.steps is None:
         return [f"epoch: number of steps unknown ({data.source})"]
     total = cost.flops * data.steps
-    known = [(name, peak) for name in PEAKS if (peak := peak_flops(name, config.train.precision)) is not None]
+    known = [
+        (name, peak)
+        for name in PEAKS
+        if (peak := peak_flops(name, config.train.precision, config.train.matmul)) is not None
+    ]
     rows = [[name, f"{peak / 1e12:.0f}", f"{total / (MFU * peak) / 3600:.3f}"] for name, peak in known]
     return [
         f"epoch: {data.steps} steps ({data.source}); hours at {MFU:.0%} of the peak of one GPU, without evaluation and "
@@ -197,7 +202,7 @@ def _epoch(config: Config, cost: Cost, data: TrainingSet) -> list[str]:
 
 
 def _captions(config: Config, annotations: Annotations | None, encoder: Encoder) -> list[str]:
-    """How many captions are cut, where the data set and its tokenizer are there."""
+    """Number of captions that are cut, if the data set and its tokenizer are there."""
     if annotations is None:
         return []
     data, folder = config.data, annotations.folder

@@ -15,13 +15,16 @@ from processor.clean_pairs import before_epoch
 from processor.engine import Engine
 from processor.evaluator import metrics_table, warn
 from processor.meters import Meters, NaNCheck
+from processor.prediction import Prediction
+from processor.profile import Profile
 from processor.reporting import EMA, SELECTED_BY, best_record, result_table
 from processor.saving import RunCheckpoints
+from processor.timing import Timing
 from processor.trackers import Tracker, build_trackers
 from solver.optimizer import set_lr
 from solver.schedule import lr_at
 from utils.config import to_yaml
-from utils.distributed import Announcement, gather_objects, peak_memory, rank, world_size
+from utils.distributed import Announcement, gather_objects, rank, world_size
 from utils.logger import LOGGER, append_json_line, progress
 from utils.seed import random_state, set_random_state
 from utils.signals import Interrupted, StopRequest
@@ -55,6 +58,9 @@ class Trainer:
         self.record: dict[str, Any] = {}  # of the current epoch
         self.trained = False  # True if the current epoch lacks its evaluation only
         self.meters = Meters()
+        self.timing = Timing(self.config.train, self.device)
+        self.profile = Profile(self.config.train.profile, run, self.device)
+        self.prediction = Prediction(self.config, self.device, self.timing)
 
     def fit(self) -> list[dict[str, Any]]:
         """Train the remaining epochs; returns the records of metrics.jsonl.
@@ -68,6 +74,7 @@ class Trainer:
             with Watchdog():
                 self._fit(trackers)
         finally:
+            self.profile.close()
             for tracker in trackers:
                 tracker.close()
         return self.history
@@ -80,9 +87,10 @@ class Trainer:
             if self.batches == 0:
                 self.record, self.meters = {"epoch": self.epoch, **self._before_epoch(self.epoch)}, Meters()
             evaluates = self.epoch % self.config.eval.every == 0 or self.epoch == epochs
+            lr = self._set_lr(self.epoch)
             if not self.trained:
                 with StopRequest() as request:
-                    self.record |= self._train_epoch(self.epoch, request)
+                    self.record |= {"lr": lr, **self._train_epoch(self.epoch, lr, request)}
                     self.trained, signal = True, max(gather_objects(request.number))
                     if signal:
                         self._save_and_end(signal)
@@ -90,7 +98,9 @@ class Trainer:
                         self._save()
             record = dict(self.record)
             if evaluates:
-                record |= self._evaluate(self.epoch)
+                with self.timing.beside("evaluation"):
+                    record |= self._evaluate(self.epoch)
+            record |= self.timing.beside_steps()
             self.history.append(record)
             self.epoch, self.batches, self.trained = self.epoch + 1, 0, False
             self._save()
@@ -117,34 +127,43 @@ class Trainer:
             passes=self.engine.passes,
         )
 
-    def _train_epoch(self, epoch: int, request: StopRequest) -> dict[str, Any]:
-        config, schedule = self.config.train, self.config.solver.schedule
-        batches = self.train.epoch(epoch, start=self.batches)
-        total_steps = len(self.train)  # of this epoch, after its batches are drawn
+    def _set_lr(self, epoch: int) -> float:
+        """Set the learning rates of an epoch; returns the base rate."""
+        epochs, schedule = self.config.train.epochs, self.config.solver.schedule
 
         def lr_of(base_lr: float) -> float:
-            return lr_at(epoch, base_lr, epochs=config.epochs, **schedule)
+            return lr_at(epoch, base_lr, epochs=epochs, **schedule)
 
         set_lr(self.engine.optimizer, lr_of)
-        lr = lr_of(self.config.solver.lr)
+        return lr_of(self.config.solver.lr)
+
+    def _train_epoch(self, epoch: int, lr: float, request: StopRequest) -> dict[str, Any]:
+        config = self.config.train
+        batches = self.train.epoch(epoch, start=self.batches)
+        total_steps = len(self.train)  # of this epoch, after its batches are drawn
         self.task.train()
-        nan_check, stop, first, pairs = NaNCheck(self.train.pairs), Announcement(), self.batches + 1, 0
-        start = time.perf_counter()
-        bar = progress(batches, f"epoch {epoch}/{config.epochs}", total=total_steps, initial=self.batches)
+        nan_check, stop, first = NaNCheck(self.train.pairs), Announcement(), self.batches + 1
+        self.timing.start(epoch, self.batches, total_steps)
+        timed = self.timing.steps(batches)
+        bar = progress(timed, f"epoch {epoch}/{config.epochs}", total=total_steps, initial=self.batches)
         for number, on_cpu in enumerate(bar, start=first):
             self.step += 1
             index = torch.cat([micro_batch.fields["index"] for micro_batch in on_cpu])
             size = sum(micro_batch.shard.num_pairs for micro_batch in on_cpu)
             total, metrics = self.engine.backward(on_cpu)
+            self.timing.computed()
             self.engine.update()
+            self.timing.updated(size)
             metrics = {"loss": total, **metrics}
             self.meters.update(metrics, size)
             nan_check.note(self.step, metrics, index)
-            pairs += size
+            self.prediction.note(on_cpu, self.train.pairs)
+            self.profile.step()
             if number % config.log_every == 0 or number == total_steps:
                 nan_check.check()
                 means = ", ".join(f"{name}: {value:.4f}" for name, value in self.meters.read().items())
                 LOGGER.info("Epoch[%d] Iteration[%d/%d], %s, Base Lr: %.2e", epoch, number, total_steps, means, lr)
+                LOGGER.info("%s", self.timing.line())
             signal = stop.exchange(request.number)
             due = config.save_every_steps and number % config.save_every_steps == 0
             if (signal or due) and number < total_steps:
@@ -154,16 +173,7 @@ class Trainer:
                     self._save_and_end(signal)
                 self._save()
         self.batches = total_steps
-        seconds = time.perf_counter() - start
-        speed, memory = {"seconds": seconds, "samples_per_second": pairs / seconds}, peak_memory(self.device)
-        if memory is not None:
-            speed["peak_memory_gib"] = memory
-        LOGGER.info(
-            "Epoch %d done. Time per batch: %.3f[s] Speed: %.1f[samples/s]%s",
-            *(epoch, seconds / (total_steps - first + 1), speed["samples_per_second"]),
-            "" if memory is None else f" Peak memory: {memory:.2f}[GiB]",
-        )
-        return {"lr": lr, **self.meters.read(), **speed, **self._bad_images(epoch)}
+        return {**self.meters.read(), **self.timing.record(), **self._bad_images(epoch)}
 
     def _bad_images(self, epoch: int) -> dict[str, int]:
         """Number of unreadable training images so far, if they are skipped; new paths are logged."""
@@ -206,10 +216,12 @@ class Trainer:
 
     def _save(self) -> None:
         """Write `last.pt`, and the weights of an epoch that has ended."""
-        record, weights, training = self.history[-1] if self.history else {}, self.engine.weights(), self.state_dict()
-        if self.batches == 0:
-            self.checkpoints.save_weights(self.history, weights, self.engine.averaged_weights())
-        self.checkpoints.save_last(record, weights, training)
+        with self.timing.beside("checkpoints"):
+            record, weights = self.history[-1] if self.history else {}, self.engine.weights()
+            training = self.state_dict()
+            if self.batches == 0:
+                self.checkpoints.save_weights(self.history, weights, self.engine.averaged_weights())
+            self.checkpoints.save_last(record, weights, training)
 
     def _save_and_end(self, signal: int) -> NoReturn:
         self._save()

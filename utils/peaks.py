@@ -14,8 +14,6 @@ Dense products, in TFLOP/s. Sources, NVIDIA's data sheets and white papers (half
 
 import re
 
-import torch
-
 SLOWER = " (Ti|D|SUPER|Laptop)"  # or faster than the device that is named alike
 # Part of torch's name of the device -> peaks of fp16 and bf16, TF32, and fp32. The first match counts.
 PEAKS: dict[str, dict[str, float]] = {
@@ -33,14 +31,15 @@ PEAKS: dict[str, dict[str, float]] = {
 }
 
 
-def peak_flops(device: str, precision: str) -> float | None:
+def peak_flops(device: str, precision: str, matmul: str = "highest") -> float | None:
     """Peak rate in FLOP/s of a device by torch's name; None if it is not listed.
 
     Args:
         device: name, such as NVIDIA A100-SXM4-80GB.
-        precision: fp32, bf16 or fp16. In fp32, torch's switch decides whether products are TF32.
+        precision: fp32, bf16 or fp16.
+        matmul: precision of products in fp32; all but `highest` are TF32 where the device has it.
     """
     rates = next((rates for name, rates in PEAKS.items() if re.search(rf"\b{name}\b(?!{SLOWER})", device)), {})
-    if precision == "fp32" and torch.get_float32_matmul_precision() != "highest":
-        precision = "tf32" if "tf32" in rates else precision
+    if precision == "fp32" and matmul != "highest" and "tf32" in rates:
+        precision = "tf32"
     return 1e12 * rates[precision] if precision in rates else None

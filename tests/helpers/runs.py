@@ -10,10 +10,12 @@ import torch
 from torch import Tensor
 
 from processor import saving as saving_module
+from processor.timing import BESIDE, PARTS
 from utils.checkpoint import load_checkpoint, save_checkpoint
 
 FAST = ["train.epochs=5", "solver.lr=2e-4", "solver.eps=1e-6", "solver.schedule.warmup_epochs=1", "train.log_every=1"]
-TIMING = ("seconds", "samples_per_second", "peak_memory_gib")
+TIMING = ("seconds", "samples_per_second", "peak_memory_gib", "mfu")
+TIMING += tuple(f"{part}_ms" for part in PARTS) + tuple(f"{what}_seconds" for what in BESIDE)
 
 
 def lines_of(run: Path) -> list[dict]:

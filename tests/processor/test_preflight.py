@@ -1,4 +1,4 @@
-"""processor/preflight.py: what a run will need, without data or weights."""
+"""processor/preflight.py: needs of a run, without data or weights."""
 
 import re
 from pathlib import Path
@@ -15,8 +15,8 @@ from tests.helpers.programs import run_program
 
 
 @pytest.fixture(autouse=True)
-def few_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(preflight, "MOST_PAIRS", 16)
+def one_pair(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(preflight, "MOST_PAIRS", 1)
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -50,7 +50,8 @@ def test_the_report_says_parameters_memory_batches_epochs_and_captions(root: Pat
     assert re.search(r"data.text_length: \d+ of 32 training captions are longer than 8 tokens and are cut", text)
 
 
-def test_without_data_the_published_sizes_count(root: Path, tmp_path: Path) -> None:
+def test_without_data_the_published_sizes_count(root: Path, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(preflight, "_largest_batches", lambda *_: "")
     config = config_of("baseline", root, "data.dataset=icfg_pedes", f"data.root={tmp_path}", "data.batch_size=64")
     text = report(config)
     assert "epoch: 507 steps (size of icfg_pedes as published; " in text  # 200 identities are held out
@@ -83,6 +84,7 @@ def test_a_config_that_cannot_be_built_is_the_error_of_training(
 
 
 def test_the_command_line_prints_the_report(tiny: list[str], monkeypatch, capsys) -> None:
+    monkeypatch.setattr(preflight, "_largest_batches", lambda *_: "")
     arguments = ["--config", CONFIGS / "baseline.yaml", "--preflight", "--set", *tiny]
     status, out, error = run_program(train_program.main, monkeypatch, capsys, *arguments)
     assert status == 0 and "largest batch" in out and not error

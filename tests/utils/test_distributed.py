@@ -29,3 +29,12 @@ def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -
         monkeypatch.setenv(name, value)
     with pytest.raises(ConfigError, match=r"torchrun --nproc_per_node: this machine has 2 GPUs, got 4 processes"):
         start_processes()
+
+
+def test_alone_there_is_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(distributed.dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(distributed.dist, "get_world_size", lambda: 4)
+    monkeypatch.setattr(distributed.dist, "get_rank", lambda: 3)
+    with distributed.alone():
+        assert (distributed.world_size(), distributed.rank()) == (1, 0)
+    assert (distributed.world_size(), distributed.rank()) == (4, 3)
