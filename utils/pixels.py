@@ -27,7 +27,7 @@ def raw_image(pixels: Tensor, mean: Sequence[float], std: Sequence[float], boxes
     """Fields of one image, by what follows the name of its field.
 
     Args:
-        pixels: uint8 (H, W, 3).
+        pixels: uint8 (3, H, W).
         mean: RGB mean, which is also the fill colour of normalised images.
         std: RGB deviation.
         boxes: rectangles to erase, in order; an empty one has height 0.
@@ -46,11 +46,11 @@ def prepared(fields: Mapping[str, Tensor], device: torch.device) -> dict[str, Te
 
 
 def normalised(pixels: Tensor, stats: Tensor) -> Tensor:
-    """Pixels uint8 (R, H, W, 3) with their mean and deviation (R, 2, 3) -> float32 (R, 3, H, W).
+    """Pixels uint8 (R, 3, H, W) with their mean and deviation (R, 2, 3) -> float32 (R, 3, H, W).
 
     The steps are those of torchvision's ToTensor and Normalize, to the last bit.
     """
-    images = pixels.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format).div_(255)
+    images = pixels.to(torch.float32).div_(255)
     mean, std = stats[..., None, None].unbind(1)
     return images.sub_(mean).div_(std)
 
