@@ -13,11 +13,13 @@ from processor import training
 from processor.resolve import resolve
 from tests.helpers.configs import CONFIGS, TINY, TINY_IVT
 from tests.helpers.graphs import counted_graphs
+from tests.helpers.processes import together
 from tests.helpers.runs import lines_of
 from tests.helpers.tasks import tiny_batch
 from utils.batch import Batch
 from utils.checkpoint import load_checkpoint
 from utils.errors import ConfigError
+from utils.sharding import Shard
 
 DEEP = "model.image.options={embed_dim: 64, depth: 3, num_heads: 1, patch_size: 16}"  # drop_path differs by block
 LENGTHS = [10, 17, 12, 33, 20, 41, 9, 28, 37, 15, 22, 50, 11, 60, 8, 19, 25, 44, 31, 52]
@@ -80,6 +82,22 @@ def test_a_step_is_one_graph_for_any_text_length(name: str) -> None:
         losses = losses_of(task, LENGTHS)
     assert graphs == {"RetrievalTask": 2, "breaks": 0}
     torch.testing.assert_close(losses[:3], expected, rtol=1e-4, atol=1e-5)
+
+
+def shared_loss(parts: str) -> tuple[float, dict[str, int]]:
+    """In two processes: the loss of a batch after gathering, and the graphs."""
+    task = task_of("rde").train()
+    with counted_graphs() as graphs:
+        task.compile_parts(parts)  # type: ignore[arg-type]
+        loss, _ = task(batch_of(task, 12), Shard((4, 4)))
+        loss.backward()
+    return float(loss.detach()), dict(graphs)
+
+
+def test_a_step_of_two_processes_is_one_graph_with_its_gather() -> None:
+    (eager, _), _ = together(2, shared_loss, "none")
+    for loss, graphs in together(2, shared_loss, "step"):
+        assert loss == pytest.approx(eager, rel=1e-4) and graphs == {"RetrievalTask": 1, "breaks": 0}
 
 
 @pytest.mark.parametrize("parts", ["true", "towers", "step"])
