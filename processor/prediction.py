@@ -48,7 +48,7 @@ class Prediction:
         self.on, batch, self._largest = False, self._largest, []
         try:
             step = FakeStep(self.config, len(pairs.labels), len(pairs), self.device)
-            cost = step.cost(step.like(batch))
+            cost = step.cost(step.like([micro_batch.to(torch.device("cpu")) for micro_batch in batch]))
         except Exception as error:  # a kernel without a rule for shapes, in any library; training continues
             LOGGER.warning("train.preflight: a step cannot be predicted (%s)", first_line(error))
             return

@@ -87,10 +87,11 @@ class Trainer:
             if self.batches == 0:
                 self.record, self.meters = {"epoch": self.epoch, **self._before_epoch(self.epoch)}, Meters()
             evaluates = self.epoch % self.config.eval.every == 0 or self.epoch == epochs
-            lr = self._set_lr(self.epoch)
-            if not self.trained:
+            if self.trained:  # resumed before its evaluation
+                self._set_lr(self.epoch)
+            else:
                 with StopRequest() as request:
-                    self.record |= {"lr": lr, **self._train_epoch(self.epoch, lr, request)}
+                    self.record |= self._train_epoch(self.epoch, request)
                     self.trained, signal = True, max(gather_objects(request.number))
                     if signal:
                         self._save_and_end(signal)
@@ -137,10 +138,11 @@ class Trainer:
         set_lr(self.engine.optimizer, lr_of)
         return lr_of(self.config.solver.lr)
 
-    def _train_epoch(self, epoch: int, lr: float, request: StopRequest) -> dict[str, Any]:
+    def _train_epoch(self, epoch: int, request: StopRequest) -> dict[str, Any]:
         config = self.config.train
         batches = self.train.epoch(epoch, start=self.batches)
         total_steps = len(self.train)  # of this epoch, after its batches are drawn
+        lr = self._set_lr(epoch)
         self.task.train()
         nan_check, stop, first = NaNCheck(self.train.pairs), Announcement(), self.batches + 1
         self.timing.start(epoch, self.batches, total_steps)
@@ -173,7 +175,7 @@ class Trainer:
                     self._save_and_end(signal)
                 self._save()
         self.batches = total_steps
-        return {**self.meters.read(), **self.timing.record(), **self._bad_images(epoch)}
+        return {"lr": lr, **self.meters.read(), **self.timing.record(), **self._bad_images(epoch)}
 
     def _bad_images(self, epoch: int) -> dict[str, int]:
         """Number of unreadable training images so far, if they are skipped; new paths are logged."""

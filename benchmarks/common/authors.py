@@ -58,7 +58,7 @@ class AuthorsStep:
         if name not in BUILDERS:
             raise ConfigError(f"--authors: unknown method {name}; choose from {', '.join(BUILDERS)}")
         if not Path(folder).is_dir():
-            raise ConfigError(f"--authors: {folder} is no folder; clone the repository of {name}")
+            raise ConfigError(f"--authors: must be a folder, got {folder}; clone the repository of {name}")
         self.device = default_device()
         torch.manual_seed(0)
         with imported_from(folder) as load, contextlib.redirect_stdout(io.StringIO()):

@@ -3,6 +3,7 @@
 import multiprocessing
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,13 @@ ONE_ARENA = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC
 
 
 def in_fresh_process(function: Callable[..., Any], *args: Any) -> Any:
-    """Call a module's function in a new process, because peak memory is counted per process."""
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(function, args)
+    """Call a module's function in a new process, because peak memory is counted per process.
+
+    Raises:
+        BrokenProcessPool: the process was killed, for instance because memory was full.
+    """
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(function, *args).result()
 
 
 def measured(function: Callable[[], Any]) -> tuple[float, float, Any]:

@@ -8,6 +8,7 @@ import contextlib
 import functools
 import linecache
 import sys
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -68,6 +69,32 @@ class GpuTensor(Tensor):
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         raise AssertionError(f"{func} on the simulated GPU after its end")
+
+
+class SimulatedEvent:
+    """A mark in the stream of the simulated GPU, which has done all of its work."""
+
+    def __init__(self, enable_timing: bool = False) -> None:
+        self.time = 0.0
+
+    def record(self) -> None:
+        self.time = time.perf_counter()
+
+    def elapsed_time(self, end: "SimulatedEvent") -> float:
+        return 1000 * (end.time - self.time)
+
+    def synchronize(self) -> None:
+        pass
+
+
+class SimulatedGenerator(torch.Generator):
+    """A generator of the CPU, whatever the device asked for."""
+
+    def __new__(cls, device: object = None) -> "SimulatedGenerator":
+        return super().__new__(cls, torch.device("cpu"))
+
+    def __init__(self, device: object = None) -> None:
+        pass
 
 
 class SimulatedGpu(TorchDispatchMode):
@@ -187,6 +214,10 @@ def simulated_gpu() -> Iterator[SimulatedGpu]:
             "torch.accelerator.current_accelerator": lambda *_, **__: GPU,
             "torch.cuda.get_rng_state": lambda *_: torch.get_rng_state(),
             "torch.cuda.set_rng_state": lambda state, *_: torch.set_rng_state(state),
+            "torch.cuda.get_device_name": lambda *_: "simulated GPU",
+            "torch.cuda.max_memory_allocated": lambda *_: 0,
+            "torch.cuda.Event": SimulatedEvent,
+            "torch.Generator": SimulatedGenerator,
             "torch._C._current_graph_task_id": lambda: backward_walk.passes,  # else checkpoints recompute per tensor
             "torch.autograd.backward": _backward,
             "torch.Tensor.backward": lambda tensor: _backward([tensor], [torch.ones_like(tensor)]),

@@ -51,9 +51,10 @@ def micro_batches_of(config: Config, task: RetrievalTask, number: int) -> list[M
         pin_memory=False,
         micro_batches=config.train.accumulate,
     )
+    on_cpu = [micro_batch.to(torch.device("cpu")) for micro_batch in list(loader.epoch(1))[number]]
     return [
         MicroBatch({name: v.double() if v.is_floating_point() else v for name, v in fields.items()}, shard)
-        for fields, shard in list(loader.epoch(1))[number]
+        for fields, shard in on_cpu
     ]
 
 

@@ -71,7 +71,7 @@ def test_last_is_never_overwritten_by_what_is_not_finite(place: str, root: Path,
             before.append((self.run / "last.pt").read_bytes())
             with torch.no_grad():
                 parameter = next(self.task.parameters())
-                state = self.optimizer.state[parameter]
+                state = self.engine.optimizer.state[parameter]
                 (parameter if place == "weights" else state["exp_avg_sq"]).view(-1)[0] = float("inf")
         save(self)
 

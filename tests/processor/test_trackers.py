@@ -83,7 +83,7 @@ def test_a_run_reports_to_all_its_trackers(wandb_runs: list[FakeRun], tiny: list
 def test_trackers_are_closed_if_training_fails(
     wandb_runs: list[FakeRun], tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("processor.trainer.backward", lambda *args, **kwargs: 1 / 0)
+    monkeypatch.setattr("processor.engine.backward", lambda *args, **kwargs: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         training.train(irra_config(tiny, "train.trackers=[wandb]"), tmp_path / "run")
     assert wandb_runs[0].finished
