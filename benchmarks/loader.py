@@ -51,8 +51,10 @@ def records_in(folder: Path, number: int) -> list[Record]:
     return records
 
 
-def epoch_of_ours(records: list[Record], config: DataConfig, merges: Path, workers: int) -> Callable[[], None]:
-    """An epoch of IRRA's batches, as the model sees them."""
+def epoch_of_ours(
+    records: list[Record], config: DataConfig, merges: Path, workers: int, *, normalise: bool = True
+) -> Callable[[], None]:
+    """An epoch of IRRA's batches: as the model sees them, or as they go to a GPU, which normalises them."""
     cache = cached_images(config, records, train=True)
     labels = {record.pid: record.pid for record in records}
     tokenizer = build_tokenizer(str(merges), config.text_length)
@@ -63,7 +65,8 @@ def epoch_of_ours(records: list[Record], config: DataConfig, merges: Path, worke
 
     def epoch() -> None:
         for batch in loader:
-            to_device(batch, torch.device("cpu"))
+            if normalise:
+                to_device(batch, torch.device("cpu"))
 
     return epoch
 
@@ -102,6 +105,7 @@ def compare(folder: Path, number: int, workers: int, rounds: int, authors: Path 
     ways = {
         "decoded in every epoch": epoch_of_ours(records, plain, merges, workers),
         "cached": epoch_of_ours(records, cached, merges, workers),
+        "cached, to be normalised by a GPU": epoch_of_ours(records, cached, merges, workers, normalise=False),
     }
     if authors is not None:
         ways = {"IRRA's": epoch_of_irra(authors, folder, records, merges, workers)} | ways

@@ -36,7 +36,7 @@ def table(
     """
     names = {count: "whole batch" if count == 1 else f"{count} micro-batches" for count in counts}
     ways = [(name, [f"train.accumulate={count}"]) for count, name in names.items()]
-    ways += [(f"{name}, checkpointing", [*more, *CHECKPOINTING]) for name, more in (ways[0], ways[-1])]
+    ways += [(f"{name}, checkpointing", [*more, *CHECKPOINTING]) for name, more in ways[:1] + ways[1:][-1:]]
     lines, first = ["| step | seconds | ratio | peak MB | ratio | loss |", "|---|---:|---:|---:|---:|---:|"], None
     theirs = None if authors is None else (Path(config_path).stem, authors)
     for name, more in ([("authors", [])] if theirs else []) + ways:

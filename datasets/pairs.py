@@ -252,4 +252,6 @@ class QueryCaptions(Dataset[Batch]):
 
 def _named(name: str, images: Sequence[Batch]) -> Batch:
     """Fields of raw images, joined under a name."""
+    if len(images) == 1:  # without a copy
+        return {name + rest: value for rest, value in images[0].items()}
     return {name + rest: torch.cat([image[rest] for image in images]) for rest in images[0]}

@@ -135,7 +135,7 @@ class ImageTransform:
     def __init__(self, config: DataConfig, *, train: bool) -> None:
         chosen = dict(named_options(config.image_aug if train else [], AUGMENTATIONS, "data.image_aug"))
         steps = [AUGMENTATIONS.get(name, "")(config, **chosen[name]) for name in AUGMENTATIONS if name in chosen]
-        self.size, self.mean, self.std = config.image_size, config.image_mean, config.image_std
+        self.size, self.stats = config.image_size, torch.tensor([[config.image_mean, config.image_std]])
         self.resize = T.Resize(config.image_size, RESIZE[config.train_resize if train else "bilinear"])
         self.image = [step for augmentation in steps for step in augmentation.image]
         self.erase = [step for augmentation in steps for step in augmentation.erase]
@@ -155,7 +155,7 @@ class ImageTransform:
         for change in self.image:
             image = change(image)
         pixels = torch.from_numpy(np.stack([np.asarray(band) for band in image.split()]))  # faster than a transpose
-        raw = raw_image(pixels, self.mean, self.std, [draw(self.size) for draw in self.erase])
+        raw = raw_image(pixels, self.stats, [draw(self.size) for draw in self.erase])
         if not self.tensor:
             return raw
         tensor = prepared(raw, torch.device("cpu"))[""][0]

@@ -80,6 +80,7 @@ class FakeStep:
                 for tensor in (*module.parameters(), *module.buffers()):
                     self._memory.add(tensor)
             self.average = None if config.train.ema is None else MovingAverage(self.task.encoder, config.train.ema)
+        with self._faking(OPTIMIZER):
             self.optimizer = build_optimizer(config.solver, self.task.named_parameters())
         for parameter in self.task.parameters():
             parameter.register_post_accumulate_grad_hook(self._note_gradient)

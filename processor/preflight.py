@@ -54,7 +54,7 @@ def report(config: Config) -> str:
     """
     device = default_device()
     annotations, problem = _annotations(config)
-    data = _size(config, annotations, problem)
+    data = _size(config, annotations)
     step = FakeStep(config, data.num_pids, data.num_pairs or 0, device)
     batch_size = config.data.batch_size
     cost = step.cost(step.batch(batch_size))
@@ -70,6 +70,7 @@ def report(config: Config) -> str:
         f"largest batch, in {USABLE:.0%} of the memory:",
         _largest_batches(config, step, data),
         *_epoch(config, cost, data),
+        *([f"data set: {problem}"] if problem else []),
         *_captions(config, annotations, step.task.encoder),
     ]
     return "\n".join(lines)
@@ -86,19 +87,19 @@ def _annotations(config: Config) -> tuple[Annotations | None, str]:
         return None, str(error).splitlines()[0]
 
 
-def _size(config: Config, annotations: Annotations | None, problem: str) -> TrainingSet:
+def _size(config: Config, annotations: Annotations | None) -> TrainingSet:
     data = config.data
     if annotations is not None:
         pids = [pair.record.pid for pair in pairs_of(annotations.train)]
         steps = len(build_batches(data, pids, config.train.seed))
         return TrainingSet(len(annotations.train_labels), len(pids), steps, str(annotations.folder))
     if data.dataset not in PUBLISHED:
-        return TrainingSet(10_000, None, None, f"10,000 identities assumed; {problem}")
+        return TrainingSet(10_000, None, None, "10,000 identities assumed")
     num_pids, num_pairs, has_val = PUBLISHED[data.dataset]
     held_out = 0 if has_val else config.carved_val_ids
     num_pairs = num_pairs * (num_pids - held_out) // num_pids
-    source = f"size of {data.dataset} as published; {problem}"
-    return TrainingSet(num_pids - held_out, num_pairs, -(-num_pairs // data.batch_size), source)
+    steps, source = -(-num_pairs // data.batch_size), f"size of {data.dataset} as published"
+    return TrainingSet(num_pids - held_out, num_pairs, steps, source)
 
 
 def _largest_batches(config: Config, step: FakeStep, data: TrainingSet) -> str:

@@ -175,8 +175,8 @@ class Timing:
             return
         self.warned = True
         LOGGER.warning(
-            "the steps waited for data for %.0f %% of their time; raise data.workers, put the images on a faster disk, "
-            "store them at data.image_size, or train on a machine with more cores%s",
+            "the steps waited for data for %.0f %% of their time; set data.cache=on, raise data.workers, put the "
+            "images on a faster disk, or train on a machine with more cores%s",
             100 * waiting / total,
             " per process" if world_size() > 1 else "",
         )

@@ -23,17 +23,16 @@ class Box(NamedTuple):
     seed: int = MEAN_FILL  # of normal noise
 
 
-def raw_image(pixels: Tensor, mean: Sequence[float], std: Sequence[float], boxes: Sequence[Box]) -> dict[str, Tensor]:
+def raw_image(pixels: Tensor, stats: Tensor, boxes: Sequence[Box]) -> dict[str, Tensor]:
     """Fields of one image, by what follows the name of its field.
 
     Args:
         pixels: uint8 (3, H, W).
-        mean: RGB mean, which is also the fill colour of normalised images.
-        std: RGB deviation.
+        stats: RGB mean, which is also the fill colour of normalised images, and deviation: float32 (1, 2, 3).
         boxes: rectangles to erase, in order; an empty one has height 0.
     """
     erase = torch.tensor(boxes, dtype=torch.int64).view(1, len(boxes), len(Box._fields))
-    return {"": pixels[None], STATS: torch.tensor([[mean, std]]), ERASE: erase}
+    return {"": pixels[None], STATS: stats, ERASE: erase}
 
 
 def prepared(fields: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:

@@ -18,6 +18,7 @@ from tests.helpers.programs import run_program
         ("steps", ["--configs", "nowhere.yaml"], "no such config file"),
         ("ranking", ["--rounds", "0"], "must be at least 1"),
         ("ranking", ["--size", "small"], "invalid choice"),
+        ("captions", ["--rounds", "0"], "must be at least 1"),
         ("efa", ["--pairs", "0"], "must be at least 1"),
         ("distillation", ["--config", "configs/baseline.yaml"], "--config: needs distillation losses"),
         ("distillation", ["--config", "nowhere.yaml"], "no such config file"),

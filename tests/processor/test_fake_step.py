@@ -61,6 +61,8 @@ def test_memory_is_counted_by_kind(root) -> None:
     assert found["batch"] == sum(value.nbytes for value in batch[0].fields.values())
     assert found["activations"] > 0 and found["losses"] > 0
     assert step.memory(batch) == found  # nothing is left over from a step
+    sgd = step_of(config_of("irra", root, "solver.optimizer=sgd"))
+    assert sgd.memory(sgd.batch(8))["optimizer"] == parameters
 
 
 def test_options_that_save_memory_do_so(root) -> None:
