@@ -28,11 +28,10 @@ def test_golden_features_and_a_step_in_bf16(model_golden: dict[str, np.ndarray])
     assert 0 < step.error(golden_step(CPU, model_golden, "bf16")) < 0.1
 
 
-@pytest.mark.parametrize("parts", ["towers", "step"])
-def test_a_compiled_step(parts: str, model_golden: dict[str, np.ndarray]) -> None:
+def test_a_compiled_step(model_golden: dict[str, np.ndarray]) -> None:
     with counted_graphs() as graphs:
-        step = golden_step(CPU, model_golden, parts=parts)
-    assert graphs["RetrievalTask" if parts == "step" else "TextTower"] == 1
+        step = golden_step(CPU, model_golden, parts="step")
+    assert graphs["RetrievalTask"] == 1
     assert golden_step(CPU, model_golden).error(step) < 1e-4
 
 

@@ -101,7 +101,7 @@ def test_a_slow_loader_is_said_once_and_not_for_its_start(
         run_steps(timing, clock, [(wait, 1.0, 0.0) for wait in waits])
         timing.record()
     assert len(said) == warned
-    assert not warned or said[0].startswith("the steps waited for data for 47 % of their time; raise data.workers")
+    assert not warned or said[0].startswith("the steps waited for data for 47 % of their time; set data.cache=on, ")
 
 
 class Event:
