@@ -10,15 +10,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.common.profiling import ONE_ARENA, in_fresh_process
-from benchmarks.common.step_timing import cost_of_steps
+from benchmarks.common.step_timing import CHECKPOINTING, cost_of_steps
 from configs.arguments import Parser, positive
 from configs.schema import load_config
 from processor.resolve import resolve
 from utils.distributed import default_device, describe_device
 from utils.errors import ConfigError
 from utils.exit import exit_on_user_error
-
-CHECKPOINTING = ("model.image.checkpointing=true", "model.text.checkpointing=true")
 
 
 def table(

@@ -5,25 +5,18 @@ from dataclasses import dataclass
 
 import torch
 
-from benchmarks.common.profiling import in_fresh_process, memory_mb
+from benchmarks.common.authors import NUM_PIDS
+from benchmarks.common.profiling import ONE_ARENA, in_fresh_process
+from benchmarks.common.step_timing import CHECKPOINTING, cost_of_steps
 from configs.arguments import Parser, positive
 from configs.schema import Config, load_config
-from model.build import as_configured, build_task, distils, random_teacher
-from model.task import RetrievalTask
-from model.teacher import CachedTeacher
 from processor.fake_step import FakeStep
-from processor.gradient_cache import backward
-from processor.random_batch import NUM_PAIRS, micro_batches_of, random_batch, rows_per_pair
+from processor.random_batch import NUM_PAIRS
 from processor.resolve import resolve
-from solver.optimizer import build_optimizer, set_lr
 from utils.distributed import describe_device
 from utils.exit import exit_on_user_error
 
-NUM_PIDS = 11_003  # training identities of CUHK-PEDES
 CPU = torch.device("cpu")
-CHECKPOINTING = ("model.image.checkpointing=true", "model.text.checkpointing=true")
-# One arena that returns large blocks at once, so that the peak is that of the tensors and not of glibc's caches.
-MALLOC = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
 
 
 @dataclass(frozen=True)
@@ -61,30 +54,11 @@ def predicted(case: Case) -> int:
     return sum(step.memory(step.batch(case.pairs)).values())
 
 
-def measured(case: Case, steps: int) -> int:
-    """Bytes at the peak of a process that trains, in addition to what it holds before the model is built."""
-    config = case.resolved()
-    before = memory_mb("VmRSS")
-    torch.manual_seed(0)
-    task = build_task(config, NUM_PIDS, weights=False, teacher=False).train()
-    teacher = as_configured(random_teacher(config), config) if distils(config) else None
-    if isinstance(teacher, CachedTeacher):
-        teacher.fill(*(torch.randn(NUM_PAIRS, task.encoder.embed_dim) for _ in range(2)))
-    task = RetrievalTask(task.encoder, dict(task.named_objectives()), teacher)
-    optimizer = build_optimizer(config.solver, task.named_parameters())
-    set_lr(optimizer, lambda rate: rate)
-    batch = random_batch(config, case.pairs, task.encoder.vocab_size, task.inputs)
-    micro_batches = micro_batches_of(batch, config.train.accumulate, rows_per_pair(config))
-    for _ in range(steps):
-        backward(task, micro_batches, device=CPU, precision=config.train.precision, scale=lambda loss: loss)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-    return int((memory_mb("VmHWM") - before) * 2**20)
-
-
 def row(case: Case, steps: int) -> str:
     """Line of the table for one config."""
-    known, found = in_fresh_process(predicted, case), in_fresh_process(measured, case, steps)
+    known = in_fresh_process(predicted, case)
+    _, megabytes, _ = in_fresh_process(cost_of_steps, case.resolved(), case.pairs, steps)
+    found = 2**20 * megabytes
     options = " ".join(("", *case.overrides)).replace(" ".join(CHECKPOINTING), "checkpointing")
     off = 100 * (known - found) / found
     return f"| {case.config}{options} | {case.pairs} | {known / 2**30:.2f} | {found / 2**30:.2f} | {off:+.1f} % |"
@@ -93,11 +67,11 @@ def row(case: Case, steps: int) -> str:
 def main() -> None:
     parser = Parser(description=__doc__)
     parser.add_argument("--rows", nargs="+", type=positive, metavar="N", help="rows of the table; default: all")
-    parser.add_argument("--steps", type=positive, default=2, help="real steps; default: 2")
+    parser.add_argument("--steps", type=positive, default=1, help="real steps behind the first; default: 1")
     with exit_on_user_error():
         arguments = parser.parse_args()
-        os.environ.update(MALLOC)  # read by the processes to start
-        print(f"{describe_device(CPU)}, torch {torch.__version__}, {arguments.steps} steps")
+        os.environ.update(ONE_ARENA)  # read by the processes to start
+        print(f"{describe_device(CPU)}, torch {torch.__version__}, {arguments.steps + 1} steps")
         print("| config | pairs | predicted, GiB | measured, GiB | error |\n|---|---:|---:|---:|---:|")
         for number, case in enumerate(CASES, start=1):
             if not arguments.rows or number in arguments.rows:

@@ -59,7 +59,7 @@ def build_task(
         raise ConfigError(f"train.shard: must be none, got full, because {encoder.why_not_shard}")
     frozen: Teacher | CachedTeacher | None = None
     if objectives and teacher and needs_teacher(config):
-        frozen = as_configured(build_teacher(config), config)
+        frozen = _as_configured(build_teacher(config), config)
     task = RetrievalTask(encoder, objectives, frozen)
     task.notes = [*encoder.notes, *_mixed_activations(encoder)]
     if weights and config.init.path is not None:
@@ -67,6 +67,21 @@ def build_task(
         task.weights_from = report.origin
         task.notes += [report.table(), *report.notes]
     return task
+
+
+def random_task(config: Config, num_pids: int) -> RetrievalTask:
+    """A task with random weights, and a random teacher if its losses need one.
+
+    Args:
+        config: the experiment.
+        num_pids: number of training identities.
+
+    Raises:
+        ConfigError, CheckpointError: as `build_task`.
+    """
+    task = build_task(config, num_pids, weights=False, teacher=False)
+    teacher = _as_configured(_random_teacher(config), config) if distils(config) else None
+    return RetrievalTask(task.encoder, dict(task.named_objectives()), teacher)
 
 
 def _mixed_activations(encoder: Encoder) -> list[str]:
@@ -119,7 +134,7 @@ def needs_teacher(config: Config) -> bool:
     return distils(config)
 
 
-def as_configured(teacher: Teacher, config: Config) -> Teacher | CachedTeacher:
+def _as_configured(teacher: Teacher, config: Config) -> Teacher | CachedTeacher:
     """The teacher itself, or with the tables of `teacher.cache`."""
     return CachedTeacher(teacher) if config.teacher.cache else teacher
 
@@ -136,7 +151,7 @@ def build_teacher(config: Config) -> Teacher:
     return Teacher(build_task(ready).encoder)
 
 
-def random_teacher(config: Config) -> Teacher:
+def _random_teacher(config: Config) -> Teacher:
     """A teacher of the same architecture with random weights; `teacher.config` describes it before it is trained.
 
     Raises:

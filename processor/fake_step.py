@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from configs.schema import Config
-from model.build import as_configured, build_task, distils, random_teacher
+from model.build import random_task
 from model.task import EMBEDDINGS, RetrievalTask
 from model.teacher import CachedTeacher
 from processor.gradient_cache import backward
@@ -67,9 +67,8 @@ class FakeStep:
     def __init__(self, config: Config, num_pids: int, num_pairs: int, device: torch.device) -> None:
         self.config, self.device = config, device
         with torch.device("meta"):  # some constructors read values, which fake tensors lack
-            task = build_task(config, num_pids, weights=False, teacher=False)
-            teacher = as_configured(random_teacher(config), config) if distils(config) else None
-            task = RetrievalTask(task.encoder, dict(task.named_objectives()), teacher)
+            task = random_task(config, num_pids)
+            teacher = task.teacher
         self._mode, self._memory = FakeTensorMode(allow_non_fake_inputs=True), _Memory()
         with self._faking(WEIGHTS):
             if isinstance(teacher, CachedTeacher) and teacher.source is not None:

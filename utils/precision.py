@@ -20,11 +20,8 @@ def matmul_precision(name: str | None) -> Iterator[None]:
 
     None leaves it as it is.
     """
-    if name is None or torch.compiler.is_compiling():  # compiled steps have the highest, see configs/schema.py
-        yield
-        return
-    before = torch.get_float32_matmul_precision()
-    if name == before:
+    # Compiled steps have the highest, see configs/schema.py.
+    if torch.compiler.is_compiling() or name in (None, before := torch.get_float32_matmul_precision()):
         yield
         return
     torch.set_float32_matmul_precision(name)

@@ -4,8 +4,11 @@ import multiprocessing
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
+
+from utils.errors import TrainingError
 
 # glibc's allocator with one arena that returns large blocks at once: the peak is that of tensors and not of caches.
 ONE_ARENA = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
@@ -15,10 +18,13 @@ def in_fresh_process(function: Callable[..., Any], *args: Any) -> Any:
     """Call a module's function in a new process, because peak memory is counted per process.
 
     Raises:
-        BrokenProcessPool: the process was killed, for instance because memory was full.
+        TrainingError: the process was killed, for instance because memory was full.
     """
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(function, *args).result()
+        try:
+            return pool.submit(function, *args).result()
+        except BrokenProcessPool:
+            raise TrainingError("the measured process was killed, perhaps for memory; measure a smaller size") from None
 
 
 def measured(function: Callable[[], Any]) -> tuple[float, float, Any]:

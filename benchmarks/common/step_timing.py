@@ -8,12 +8,12 @@ from functools import partial
 
 import torch
 
-from benchmarks.common.authors import AuthorsStep
+from benchmarks.common.authors import NUM_PIDS, AuthorsStep
 from benchmarks.common.profiling import memory_mb
 from benchmarks.common.rounds import Rounds, interleaved
 from configs.arguments import positive
 from configs.schema import Config, load_config
-from model.build import as_configured, build_task, distils, random_teacher
+from model.build import build_task, random_task
 from model.task import RetrievalTask
 from model.teacher import CachedTeacher
 from processor.engine import Engine
@@ -23,7 +23,7 @@ from utils.batch import Batch
 from utils.distributed import default_device, describe_device, peak_memory
 from utils.exit import exit_on_user_error
 
-NUM_PIDS = 11_003  # of CUHK-PEDES
+CHECKPOINTING = ("model.image.checkpointing=true", "model.text.checkpointing=true")
 
 
 class TrainingStep:
@@ -45,11 +45,10 @@ class TrainingStep:
 
 def step_of(config: Config) -> TrainingStep:
     """The step of a config, with random weights of encoder and teacher."""
-    task = build_task(config, NUM_PIDS, weights=False, teacher=False)
-    teacher = as_configured(random_teacher(config), config) if distils(config) else None
-    if isinstance(teacher, CachedTeacher):
-        teacher.fill(*(torch.randn(NUM_PAIRS, task.encoder.embed_dim) for _ in range(2)))
-    return TrainingStep(RetrievalTask(task.encoder, dict(task.named_objectives()), teacher), config)
+    task = random_task(config, NUM_PIDS)
+    if isinstance(task.teacher, CachedTeacher):
+        task.teacher.fill(*(torch.randn(NUM_PAIRS, task.encoder.embed_dim) for _ in range(2)))
+    return TrainingStep(task, config)
 
 
 def cost_of_steps(
@@ -67,10 +66,10 @@ def cost_of_steps(
         Seconds of a step, the median behind the first one. Peak MB: of the GPU, or of the process above its level
         before the model. Loss of the first step.
     """
+    with torch.device("meta"):  # takes no memory, and imports what a task needs
+        task = build_task(config, NUM_PIDS, weights=False, teacher=False)
     before = memory_mb("VmRSS")
     torch.manual_seed(0)
-    with torch.device("meta"):  # takes no memory
-        task = build_task(config, NUM_PIDS, weights=False, teacher=False)
     step = step_of(config) if authors is None else AuthorsStep(*authors, config)
     fields = task.inputs | {"caption_ids"}
     batch = random_batch(config, pairs, task.encoder.vocab_size, fields, device=default_device())

@@ -1,6 +1,7 @@
 """Compiled towers and steps: few graphs for any length of text, and the numbers of eager mode."""
 
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -23,11 +24,13 @@ from utils.sharding import Shard
 
 DEEP = "model.image.options={embed_dim: 64, depth: 3, num_heads: 1, patch_size: 16}"  # drop_path differs by block
 LENGTHS = [10, 17, 12, 33, 20, 41, 9, 28, 37, 15, 22, 50, 11, 60, 8, 19, 25, 44, 31, 52]
-TOWERS = {
-    "irra": {"ImageTower": 1, "TextTower": 1},
-    "rde": {"ImageTower": 1, "TextTower": 1},
-    "lcr2s_teacher": {"ImageTower": 2, "TextTower": 1},  # images of the batch, and of the support sets
-    "ivt": {"IVTEncoder": 2},  # images and captions
+GRAPHS = {
+    ("towers", "irra"): {"ImageTower": 1, "TextTower": 1},
+    ("towers", "rde"): {"ImageTower": 1, "TextTower": 1},
+    ("towers", "lcr2s_teacher"): {"ImageTower": 2, "TextTower": 1},  # images of the batch, and of the support sets
+    ("towers", "ivt"): {"IVTEncoder": 2},  # images and captions
+    ("step", "fmfa"): {"RetrievalTask": 2},
+    ("step", "rde"): {"RetrievalTask": 2},
 }
 
 
@@ -62,25 +65,14 @@ def losses_of(task: RetrievalTask, lengths: list[int]) -> list[Tensor]:
     return losses
 
 
-@pytest.mark.parametrize("name", TOWERS)
-def test_towers_have_few_graphs_for_any_text_length(name: str) -> None:
+@pytest.mark.parametrize("parts, name", GRAPHS)
+def test_any_text_length_has_few_graphs(parts: Literal["towers", "step"], name: str) -> None:
     task = task_of(name).train()
     expected = losses_of(task, LENGTHS[:3])
     with counted_graphs() as graphs:
-        task.compile_parts("towers")
+        task.compile_parts(parts)
         losses = losses_of(task, LENGTHS)
-    assert graphs == TOWERS[name] | {"breaks": 0}
-    torch.testing.assert_close(losses[:3], expected, rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize("name", ["fmfa", "rde"])
-def test_a_step_is_one_graph_for_any_text_length(name: str) -> None:
-    task = task_of(name).train()
-    expected = losses_of(task, LENGTHS[:3])
-    with counted_graphs() as graphs:
-        task.compile_parts("step")
-        losses = losses_of(task, LENGTHS)
-    assert graphs == {"RetrievalTask": 2, "breaks": 0}
+    assert graphs == GRAPHS[parts, name] | {"breaks": 0}
     torch.testing.assert_close(losses[:3], expected, rtol=1e-4, atol=1e-5)
 
 
